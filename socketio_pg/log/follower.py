@@ -17,7 +17,7 @@ from socketio_pg.core.messages import EncodedMessage
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.log.history import History, Read
 from socketio_pg.log.places import Places
-from socketio_pg.log.positions import Progress, decode_batch, explained
+from socketio_pg.log.positions import Progress, consecutive, decode_batch, explained
 from socketio_pg.log.recent import Page, Recent
 from socketio_pg.postgres.listener import ChannelListener
 
@@ -278,7 +278,7 @@ class Follower:
                 if holes and read.removed <= before and explained(page.messages, before, page.end, read.channels):
                     self._deliver_left(progress, read)
                     continue
-                self._deliver_due(progress, page.messages)
+                self._deliver_due(progress, consecutive(page.messages, before) if holes else page.messages)
                 if progress.position == before and progress.behind:
                     self._skip(progress, page, head.position)
 

@@ -48,10 +48,9 @@ class MergedReplay(Replay):
 
 
 def merged(reads: Sequence[Read], after: int, upto: int) -> Read:
-    """Return the pages of several channels as one. It ends where the first of them ends, ``upto`` at most."""
+    """Return the pages of several channels, which lack none, as one. It ends where the first of them ends."""
     end = min((read.page.end for read in reads), default=upto)
     merging = heapq.merge(*(read.page.messages for read in reads), key=attrgetter("position"))
     messages: list[EncodedMessage] = [one for one in merging if one.position is not None and one.position <= end]
-    trimmed = max((read.trimmed for read in reads), default=0)
     removed = max((read.removed for read in reads), default=0)
-    return Read(Page(after, end, messages), trimmed, removed)
+    return Read(Page(after, end, messages), 0, removed)

@@ -164,6 +164,14 @@ class Progress:
         return messages[bisect_right([message.position or 0 for message in messages], self.position) :]
 
 
+def consecutive(messages: Sequence[EncodedMessage], after: int) -> Sequence[EncodedMessage]:
+    """Return the part of ``messages`` up to the first one that does not follow the one before, or ``after``."""
+    for number, message in enumerate(messages, 1):
+        if message.position != after + number:
+            return messages[: number - 1]
+    return messages
+
+
 def explained(messages: Sequence[EncodedMessage], after: int, end: int, trims: Mapping[str, int]) -> bool:
     """Return whether rules may have removed all messages that a page lacks between ``after`` and ``end``.
 

@@ -23,10 +23,23 @@ class Log:
         self.while_asked: Callable[[], None] = lambda: None
         self.delivered: list[int] = []
         self.gaps: list[str] = []
+        #: Positions that rules have removed, what they say about channels, and what was deleted by hand.
+        self.holes: set[int] = set()
+        self.trims: dict[str, int] = {}
+        self.removed = 0
+        self.reported: list[dict[str, int]] = []
         anything: Any = self
         self.seal = Seal()
         self.seal.use("1/1", [Key.from_bytes(bytes(32))])
-        self.follower = Follower(anything, anything, Recent(), self.deliver, self.gaps.append, Sealing(self.seal))
+        self.follower = Follower(
+            anything,
+            anything,
+            Recent(),
+            self.deliver,
+            self.gaps.append,
+            Sealing(self.seal),
+            on_trims=lambda trims: self.reported.append(dict(trims)),
+        )
         self.catch_up()
 
     def head(self) -> Head:
@@ -36,9 +49,9 @@ class Log:
 
     def page(self, after: int, upto: int) -> Read:
         first = max(after, self.trimmed) + 1
-        return Read(
-            Page(first - 1, upto, [from_log(n, "a", "2026", "0") for n in range(first, upto + 1)]), self.trimmed
-        )
+        found = [from_log(n, "a", "2026", "0") for n in range(first, upto + 1) if n not in self.holes]
+        trims = {channel: position for channel, position in self.trims.items() if position >= first}
+        return Read(Page(first - 1, upto, found), self.trimmed, self.removed, trims)
 
     def deliver(self, messages: Any) -> None:
         self.delivered += [message.position for message in messages]
@@ -120,6 +133,38 @@ def test_trimmed_positions_are_a_gap() -> None:
     log.head_position, log.trimmed = 20, 15
     log.catch_up()
     assert (log.delivered, log.gaps) == ([16, 17, 18, 19, 20], ["trimmed"])
+
+
+@pytest.mark.parametrize("holes", [{11, 12}, {12, 14}, {15, 19, 20}, set(range(11, 21))])
+def test_messages_that_rules_have_removed_are_a_gap_of_their_channels(holes: set[int]) -> None:
+    log = Log()
+    log.head_position, log.holes = 20, holes
+    log.trims = {"b": max(holes), "c": min(holes), "old": 9}
+    log.catch_up()
+    assert log.delivered == [n for n in range(11, 21) if n not in holes]
+    assert (log.reported, log.gaps) == ([{"b": max(holes), "c": min(holes)}], [])
+    assert (log.follower.position, log.follower.delivered, log.follower.behind) == (20, 20, 0)
+    log.hear(21, 22)
+    assert log.delivered[-2:] == [21, 22]
+
+
+def test_replays_do_not_take_messages_from_memory_that_lack_some() -> None:
+    log = Log()
+    log.hear(11, 12)
+    log.head_position, log.holes, log.trims = 20, {15}, {"b": 15}
+    log.catch_up()
+    assert log.follower._recent.page("b", 12, 20) is None
+    log.hear(21, 22)
+    assert log.follower._recent.page("a", 20, 22) is not None
+
+
+@pytest.mark.parametrize(("trims", "removed"), [({"b": 14}, 0), ({}, 0), ({"b": 20}, 15)])
+def test_messages_that_were_deleted_by_hand_are_a_gap_of_all_channels(trims: dict[str, int], removed: int) -> None:
+    log = Log()
+    log.head_position, log.holes, log.trims, log.removed = 20, {14, 15}, trims, removed
+    log.catch_up()
+    assert log.delivered == [11, 12, 13, 16, 17, 18, 19, 20]
+    assert log.gaps == ["trimmed"]
 
 
 def test_announced_position_beyond_the_head_is_ignored() -> None:

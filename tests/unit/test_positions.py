@@ -5,7 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from socketio_pg.core.messages import EncodedMessage, from_log
-from socketio_pg.log.positions import Batch, Progress, decode_batch, encode_batches, trim_upto
+from socketio_pg.core.rules import Rule
+from socketio_pg.log.positions import (
+    Batch,
+    ChannelState,
+    Progress,
+    channel_trim_upto,
+    decode_batch,
+    encode_batches,
+    explained,
+    trim_upto,
+)
 
 TIME = "2026-11-24T00:00:00.000000Z"
 
@@ -147,3 +157,64 @@ def test_trimming_stops_at_the_first_young_message() -> None:
 
 def test_trimming_keeps_the_exact_number_of_messages() -> None:
     assert trim_upto([(position, 0.0) for position in range(1, 11)], 10, 60.0, 3) == 7
+
+
+# -- channel_trim_upto -------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.floats(0, 100), max_size=8),
+    st.none() | st.integers(1, 5),
+    st.none() | st.integers(1, 30),
+    st.none() | st.sampled_from([5.0, 30.0]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_a_rule_trims_only_due_messages_of_its_channel(
+    ages: list[float],
+    max_messages: int | None,
+    default_max_messages: int | None,
+    max_age: float | None,
+    retained: bool,
+    cleared: bool,
+    further: int,
+) -> None:
+    oldest = [(3 * index, age) for index, age in enumerate(sorted(ages, reverse=True), 1)]
+    newest = oldest[-1][0] if oldest else 0
+    head = newest + further
+    keep = max_messages or len(oldest)
+    surplus = oldest[-keep - 1][0] if len(oldest) > keep else 0
+    rule = Rule(max_messages=max_messages, max_age=max_age, retained=retained)
+    state = ChannelState(oldest, newest, surplus, cleared)
+    upto = channel_trim_upto(state, rule, head, default_max_messages, 2.0) or 0
+    for index, (position, age) in enumerate(oldest):
+        newer = len(oldest) - index - 1
+        expired = max_age is not None and age > max_age
+        if max_messages is not None:
+            expired = expired or newer >= max_messages
+        elif default_max_messages is not None:
+            expired = expired or head - position >= default_max_messages
+        kept = age <= 2.0 or position == head or (retained and not cleared and not newer)
+        if position <= upto:
+            assert expired
+            assert not kept
+        elif position == min((one for one, _ in oldest if one > upto), default=0):
+            assert kept or not expired, "it stops at the first message that stays"
+
+
+@pytest.mark.parametrize(
+    ("present", "end", "trims", "expected"),
+    [
+        ([6, 7, 8], 8, {}, True),
+        ([6, 8], 8, {"a": 7}, True),
+        ([6, 8], 8, {"a": 9, "b": 2}, True),
+        ([6, 8], 8, {"a": 6}, False),
+        ([6, 7], 8, {"a": 7}, False),
+        ([], 8, {"a": 8}, True),
+        ([], 8, {}, False),
+        ([7, 8], 8, {"a": 6}, True),
+    ],
+)
+def test_holes_that_rules_explain(present: list[int], end: int, trims: dict[str, int], expected: bool) -> None:
+    assert explained([from_log(position, "foo", TIME, "1") for position in present], 5, end, trims) is expected
