@@ -16,6 +16,9 @@ from sqlalchemy import NullPool, create_engine, text
 from socketio_pg.client import Client
 from socketio_pg.consumer import Consumer, ConsumerGap, Message, MissedMessagesError
 from socketio_pg.core.errors import LogNotInstalledError, UntrustedSchemaError
+from socketio_pg.core.rules import Rule, Rules
+from socketio_pg.log.relay import _SESSION
+from socketio_pg.log.trimming import Trimming
 from tests.support.log_database import LogDatabase
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster, in_thread
@@ -408,3 +411,52 @@ def test_start_from_a_snapshot_delivers_exactly_what_is_not_in_the_rows(
 def test_invalid_arguments_are_refused(database: LogDatabase, arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(psycopg2.errors.InvalidParameterValue, match=message):
         database.sql("SELECT socketio_pg.consume(%s, %s, %s, %s)", *arguments)
+
+
+# -- rules for channels ------------------------------------------------------------------------------------------------
+
+
+def keep(database: LogDatabase, channel: str, messages: int) -> None:
+    """Trim ``channel`` by a rule with ``max_messages``, as the relay does."""
+
+    def trim_apart() -> None:
+        rules = Rules(Rule(max_age=86_400.0))
+        rules.replace({channel: Rule(max_messages=messages)})
+        trimming = Trimming(rules, None, 30.0)
+        trimming.min_age = -1.0
+        with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(_SESSION)
+            cursor.execute("SELECT term FROM socketio_pg.head")
+            [term] = cursor.fetchone()
+            for _ in range(3):
+                trimming.next = trimming._next_pass = 0.0
+                trimming.run(connection, term)
+
+    in_thread(trim_apart)
+
+
+def test_only_consumers_of_a_channel_that_a_rule_has_trimmed_are_told(
+    database: LogDatabase, connect: Any, work: Work, channel: str
+) -> None:
+    other = f"{channel}-other"
+    for one in (channel, other):
+        run(consumer(connect, one), work)
+        publish(database, one, 1)
+    publish(database, channel, 2, 3)
+    publish(database, other, 2)
+    keep(database, channel, 2)
+    with pytest.raises(MissedMessagesError) as caught:
+        run(consumer(connect, channel), work)
+    gap = caught.value.gap
+    assert gap["reason"] == status(database, channel, "lost")[0] == "trimmed"
+    assert gap["position"] == gap["since"]["position"], "messages of its other channels would follow from there"
+    assert status(database, other, "lost") == (None,)
+    run(consumer(connect, other), Work(other))
+    assert done(database, other) == [1, 2]
+    # It goes on with what is left, and is told again when more is trimmed before it got it.
+    run(consumer(connect, channel, on_gap=lambda *_: None), work)
+    assert done(database, channel) == [2, 3]
+    publish(database, channel, 4, 5, 6)
+    keep(database, channel, 2)
+    with pytest.raises(MissedMessagesError):
+        run(consumer(connect, channel), work)

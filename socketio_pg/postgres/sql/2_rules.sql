@@ -55,7 +55,7 @@ BEGIN
     END IF;
 END $$;
 
-CREATE SEQUENCE IF NOT EXISTS socketio_pg.trim_number MINVALUE 0 START 0;
+CREATE SEQUENCE IF NOT EXISTS socketio_pg.trim_number;
 
 -- Notifies all servers, through the log, so that nobody else can.
 CREATE OR REPLACE FUNCTION socketio_pg.rules_changed() RETURNS trigger
