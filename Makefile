@@ -16,7 +16,7 @@ POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py,
 # repeats the first ones.
 WORKERS_SAMPLE := $(patsubst %,tests/live/test_%.py,engineio_conformance socketio_conformance polling hostile_texts)
 WORKERS_TESTS := $(WORKERS_SAMPLE) $(wildcard tests/live/test_hostile_*.py tests/live/test_http*.py) $(patsubst %, \
-	tests/live/test_%.py,authentication chunked javascript limits log replay_clients tls transport workers_javascript)
+	tests/live/test_%.py,authentication chunked javascript limits log presence replay_clients tls transport workers_javascript)
 
 # Without bytecode, each process of the tests and each server that they start compiles all modules again.
 unexport PYTHONDONTWRITEBYTECODE

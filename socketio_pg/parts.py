@@ -297,6 +297,7 @@ class Parts:
             log,
             self.relay,
             self.backlog,
+            self.presence,
             self.health,
             lambda: cluster.workers_listener or self.pubsub.listener,
         )

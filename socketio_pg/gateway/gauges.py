@@ -13,6 +13,7 @@ from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.log import Log
 from socketio_pg.log.relay import Relay
 from socketio_pg.postgres.listener import ChannelListener
+from socketio_pg.presence.presence import Presence
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.pubsub import PubSub
@@ -27,6 +28,11 @@ GAUGES: Mapping[str, tuple[str, str | None]] = {
     "channels": ("Channels with a subscriber.", None),
     "patterns": ("Distinct patterns with a subscriber.", None),
     "pattern_subscriptions": ("Subscriptions to patterns, of all clients.", None),
+    "presence_memberships": (
+        "Memberships of this process's clients in channels, also of those that may return within PRESENCE_GRACE.",
+        None,
+    ),
+    "presence_watched_channels": ("Channels whose members this process keeps up to date.", None),
     "listened_channels": ("Channels of LISTEN, with the server's own and those that were left a moment ago.", None),
     "listen_connections": ("Connections for LISTEN; 0 on a node that gets notifications from the leader.", None),
     "largest_room_subscriptions": ("Subscriptions of the largest channel.", None),
@@ -67,6 +73,7 @@ class Gauges:
         log: Log,
         relay: Relay,
         backlog: Backlog,
+        presence: Presence,
         health: Callable[[], Mapping[str, str | None]],
         listener: Callable[[], ChannelListener],
     ) -> None:
@@ -77,6 +84,7 @@ class Gauges:
         self._log = log
         self._relay = relay
         self._backlog = backlog
+        self._presence = presence
         self._health = health
         self._listener = listener
         self._registry = CollectorRegistry()
@@ -146,6 +154,8 @@ class Gauges:
         yield _gauge("channels", len(sizes) - len(hub.patterns))
         yield _gauge("patterns", len(hub.patterns))
         yield _gauge("pattern_subscriptions", hub.count_pattern_subscriptions())
+        yield _gauge("presence_memberships", self._presence.memberships)
+        yield _gauge("presence_watched_channels", self._presence.channels)
         yield _gauge("largest_room_subscriptions", max(sizes, default=0))
         yield _gauge("filtered_subscriptions", hub.count_filtered())
         yield _gauge("filters", hub.count_filters())

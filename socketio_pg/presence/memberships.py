@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from socketio_pg.presence.roster import Meta
+
+Key = TypeVar("Key")
 
 
 @dataclass(eq=False, slots=True)
@@ -31,12 +34,13 @@ class Memberships:
     def __init__(self) -> None:
         self._of_client: dict[str, dict[str, Membership]] = {}
         self._of_channel: dict[str, dict[str, Membership]] = {}
+        self._count = 0
         #: Those without a connection, the first lost first; and by channel and key.
         self._lost: dict[str, Membership] = {}
         self._lost_of: dict[tuple[str, str], dict[str, Membership]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._of_channel.values()))
+        return self._count
 
     def __iter__(self) -> Iterator[Membership]:
         for members in list(self._of_channel.values()):
@@ -62,19 +66,17 @@ class Memberships:
         return self._of_channel.get(channel, {}).get(ref)
 
     def add(self, membership: Membership) -> None:
+        """Add a membership that its client does not have yet in this channel."""
         self._of_client.setdefault(membership.client, {})[membership.channel] = membership
         self._of_channel.setdefault(membership.channel, {})[membership.ref] = membership
+        self._count += 1
 
     def remove(self, membership: Membership) -> None:
+        """Remove one of these memberships."""
         self.found(membership)
-        for index, outer, inner in (
-            (self._of_client, membership.client, membership.channel),
-            (self._of_channel, membership.channel, membership.ref),
-        ):
-            found = index.get(outer, {})
-            found.pop(inner, None)
-            if not found:
-                index.pop(outer, None)
+        _take(self._of_client, membership.client, membership.channel)
+        _take(self._of_channel, membership.channel, membership.ref)
+        self._count -= 1
 
     def lose(self, membership: Membership, now: float) -> None:
         """Note that its connection is lost."""
@@ -87,11 +89,8 @@ class Memberships:
         """Note that its client has returned."""
         if membership.lost_at is not None:
             membership.lost_at = None
-            self._lost.pop(membership.ref, None)
-            of_key = self._lost_of.get((membership.channel, membership.key), {})
-            of_key.pop(membership.ref, None)
-            if not of_key:
-                self._lost_of.pop((membership.channel, membership.key), None)
+            del self._lost[membership.ref]
+            _take(self._lost_of, (membership.channel, membership.key), membership.ref)
 
     def lost_of(self, channel: str, key: str) -> Membership | None:
         """Return the membership of a person whose connection was lost first, if any was lost."""
@@ -105,3 +104,10 @@ class Memberships:
                 break
             found.append(membership)
         return found
+
+
+def _take(index: dict[Key, dict[str, Membership]], key: Key, name: str) -> None:
+    """Remove an entry of one of the indexes, and the dictionary that had it if that is empty then."""
+    del index[key][name]
+    if not index[key]:
+        del index[key]

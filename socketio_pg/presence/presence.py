@@ -82,6 +82,8 @@ class Presence:
         self._grace = grace
         self._own = Memberships()
         self._open: dict[str, _Open] = {}
+        #: Those of which a change may have been missed.
+        self._doubtful: set[str] = set()
         self._table = PresenceTable(database, lambda: bus.own, self, announce, self._wants_members)
         self._receivers: list[Callable[[str], object]] = []
         self._announce_members = announce_members
@@ -95,7 +97,7 @@ class Presence:
         self._housekeeper = green.Worker()
         self._stopped = False
         bus.receive(_KIND, self._hear)
-        bus.on_gap(self._table.compare)
+        bus.on_gap(self._missed)
 
     # -- for programs --------------------------------------------------------------------------------------------------
 
@@ -158,6 +160,11 @@ class Presence:
         return self._table.failed_at is not None
 
     # -- memberships of this process: none of these waits --------------------------------------------------------------
+
+    @property
+    def channels(self) -> int:
+        """The number of channels whose members this process keeps up to date."""
+        return len(self._open)
 
     @property
     def memberships(self) -> int:
@@ -356,8 +363,7 @@ class Presence:
             opened = self._open.get(channel)
             if opened is not None:
                 # Its own connections are there already, and may have changed again since.
-                opened.roster.apply(Change(change.process, change.link, dead=change.dead))
-                self._changed(channel)
+                self._apply(channel, opened, Change(change.process, change.link, dead=change.dead))
         if self._observers and any(bool(one.before) != bool(one.after) or one.joined or one.left for one in written):
             green.run_soon(self._tell, written)
 
@@ -365,6 +371,12 @@ class Presence:
         for channel in channels:
             if channel in self._open:
                 self._open[channel].roster.begin_read()
+
+    def _apply(self, channel: str, opened: _Open, change: Change) -> None:
+        opened.roster.apply(change)
+        if opened.roster.incomplete:
+            self._doubtful.add(channel)
+        self._changed(channel)
 
     def read(self, channel: str, version: int, metas: Sequence[Meta]) -> None:
         opened = self._open.get(channel)
@@ -377,6 +389,8 @@ class Presence:
         opened.unsettled = time.monotonic() < self._settled_at
         opened.roster.load(version, metas, self._bus.own.id, keep=opened.unsettled)
         opened.behind = opened.read_at = None
+        if opened.unsettled or opened.roster.incomplete:
+            self._doubtful.add(channel)
         opened.loaded.send()
         self._changed(channel)
 
@@ -399,7 +413,7 @@ class Presence:
                 opened.behind = None
             else:
                 opened.behind = opened.roster.known
-                self._check(channel, opened, time.monotonic())
+                self._doubtful.add(channel)
 
     def processes(self, known: Collection[str]) -> None:
         heard, self._heard = self._heard, set()
@@ -435,8 +449,12 @@ class Presence:
             if opened is not None:
                 # Taken for dead itself, it writes its members again, and they stay for its clients.
                 dead = [process for process in change.dead if process != self._bus.own.id]
-                opened.roster.apply(dataclasses.replace(change, dead=dead))
-                self._changed(channel)
+                self._apply(channel, opened, dataclasses.replace(change, dead=dead))
+
+    def _missed(self) -> None:
+        """Messages may have been missed."""
+        if self._open:
+            self._table.compare()
 
     def _taken(self, channel: str, meta: Meta) -> None:
         """Another process has a connection: end the membership that it continues."""
@@ -459,25 +477,31 @@ class Presence:
             self._housekeeper.start(self._run)
 
     def _run(self) -> None:
+        looked_at = time.monotonic()
         while self._open or len(self._own):
             green.sleep(self.tick)
             now = time.monotonic()
             if now >= self._drained_at:
                 for membership in self._own.lost_until(now - self._grace):
                     self._remove(membership, "expire")
-            for channel, opened in list(self._open.items()):
-                if not opened.watchers and now - opened.used_at > self.linger:
-                    del self._open[channel]
-                else:
-                    self._check(channel, opened, now)
+            for channel in list(self._doubtful):
+                self._check(channel, now)
+            if now - looked_at > self.linger / 5:
+                looked_at = now
+                for channel, opened in list(self._open.items()):
+                    if not opened.watchers and now - opened.used_at > self.linger:
+                        del self._open[channel]
         self._table.busy = False
 
-    def _check(self, channel: str, opened: _Open, now: float) -> None:
+    def _check(self, channel: str, now: float) -> None:
         """Read a channel again if one of its changes was missed."""
-        if opened.behind is not None and opened.roster.known != opened.behind:
+        opened = self._open.get(channel)
+        if opened is not None and opened.behind is not None and opened.roster.known != opened.behind:
             opened.behind = None  # the change was on its way
-        if not (opened.unsettled or opened.roster.incomplete or opened.behind is not None):
-            opened.read_at = None
+        if opened is None or not (opened.unsettled or opened.roster.incomplete or opened.behind is not None):
+            self._doubtful.discard(channel)
+            if opened is not None:
+                opened.read_at = None
         elif opened.read_at is None:
             opened.read_at = max(now + self.incomplete, self._settled_at if opened.unsettled else 0.0)
         elif now >= opened.read_at:

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from tests.support import small_buffers
 from tests.support.clients import SocketClient, code
+from tests.support.metrics import TOKEN, wait_for
 from tests.support.nodes import Nodes
 from tests.support.patience import until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.presence import Person
 from tests.support.server import ServerProcess
+from tests.support.swarm import RawClient, Swarm
 from tests.support.tokens import SECRET, mint
 
 SETTINGS = {
@@ -225,3 +228,36 @@ def test_policies_and_rules_decide_who_joins_and_who_sees(newest_pg: Cluster, ch
         database.sql("INSERT INTO socketio_pg.rule (pattern, presence) VALUES ('*', false)")
         until(lambda: database.sql("SELECT key FROM socketio_pg.presence") == [], "the rule ends that")
         assert code(ann.call("subscribe", {"channel": channel, "presence": {}})) == "forbidden"
+
+
+def test_a_slow_reader_gets_the_state_when_it_reads_again(nodes: Nodes, channel: str) -> None:
+    settings = {"SEND_BUFFER_BYTES": "200000", "PING_TIMEOUT": "300", "METRICS_TOKEN": TOKEN}
+    with contextlib.closing(ServerProcess(nodes.url, *small_buffers.OPTIONS, **settings)) as server:
+        swarm = Swarm("127.0.0.1", server.port)
+        slow, quick, member = swarm.connect(3, receive_buffer=4096)
+
+        def answered(client: RawClient, number: int) -> bool:
+            return any(packet.startswith(f"3{number}[") for packet in client.packets)
+
+        for client in (slow, quick):
+            client.emit("subscribe", {"channel": channel, "presence": True}, 1)
+        swarm.run_until(lambda: answered(slow, 1) and answered(quick, 1))
+        member.emit("subscribe", {"channel": channel, "presence": {}}, 1)
+        swarm.run_until(lambda: len(quick.events("presence")) == len(slow.events("presence")) == 1)
+        swarm.pause(slow)
+        for number in range(40):
+            # Fills the buffer of the slow client by other means: it asks for much, and reads nothing.
+            slow.emit("subscribe", {"channel": "x" * 60, "filter": {"a": ["y" * 1500]}}, 100 + number)
+        wait_for(server, lambda now: now["send_buffer_bytes"] > 60_000)
+        for number in range(10):
+            member.emit("presence_update", {"channel": channel, "state": [number, "x" * 1000]}, 2 + number)
+            swarm.run_until(lambda: len(quick.events("presence")) == number + 2)  # noqa: B023 - called at once
+        swarm.resume(slow)
+        swarm.run_until(
+            lambda: any(
+                one.get("members", one.get("updated", ()))[0]["metas"][0]["state"] == [9, "x" * 1000]
+                for one in slow.events("presence_state") + slow.events("presence")[1:]
+            )
+        )
+        assert not slow.closed
+        assert slow.events("presence_state")

@@ -59,7 +59,8 @@ def test_each_gauge_has_its_rule_or_is_a_sum() -> None:
     assert set(GAUGES) - set(GAUGE_RULES) == {
         "connections", "slow_connections", "send_buffer_bytes", "clients", "subscriptions", "channels",
         "largest_room_subscriptions", "filtered_subscriptions", "filters", "held_subscriptions",
-        "publish_waiting_messages", "patterns", "pattern_subscriptions",
+        "publish_waiting_messages", "patterns", "pattern_subscriptions", "presence_memberships",
+        "presence_watched_channels",
     }  # fmt: skip
     assert set(GAUGE_RULES) - set(GAUGES) == {"build_info"}
 
