@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.clients import SocketClient
 from tests.support.log import Log, since, wait_installed
+from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.recovery import RecoveringClient
 from tests.support.server import ServerProcess
@@ -113,6 +114,49 @@ def test_a_client_goes_on_where_it_was_on_another_node(first: Log, second: Serve
                         place = since(place, event["position"])
         assert [client.next("event")["payload"][0] for _ in range(120)] == list(range(120))
     assert got == list(range(120))
+
+
+@pytest.mark.nightly
+def test_each_message_once_while_connections_of_the_database_are_lost(
+    first: Log, second: ServerProcess, channel: str
+) -> None:
+    """Live clients on two nodes, one of which has begun with a replay; no message of the log is lost or repeated."""
+    with SocketClient(first.server.url) as live, SocketClient(second.url) as replaying:
+        place = since(live.call("subscribe", {"channel": f"{channel}:other"}))
+        for client in (live, replaying):
+            assert all(one["ok"] for one in client.call("subscribe", request(channel))["channels"])
+        ended = threading.Event()
+
+        def terminate() -> None:
+            while not ended.wait(0.3):
+                first.sql(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name LIKE 'socketio_pg %' AND datname = current_database()"
+                )
+
+        terminating = threading.Thread(target=terminate)
+        terminating.start()
+        try:
+            with publishing(first, channel, 300):
+                again = {"pattern": f"{channel}:*", "since": place}
+                until(lambda: replaying.call("subscribe", again)["ok"], "the database answers")
+        finally:
+            ended.set()
+            terminating.join()
+        check(channel, 300, lambda: live.next("event"))
+        # The replay has sent all to the pattern again, beside those that had arrived before it began.
+        got: dict[int, list[list[str]]] = {}
+        first.publish(f"{channel}:other", 1, 1)  # waits for the replay, as the pattern matches it
+        while (event := replaying.next("event"))["channel"] != f"{channel}:other":
+            names = event.get("matches", [event.get("pattern", event["channel"])])
+            got.setdefault(event["payload"][0], []).append(names)
+        for number in range(300):
+            found = got[number]
+            wanted = names_of(channel, number)
+            assert sorted({name for names in found for name in names}) == sorted(wanted), number
+            for name in wanted:
+                times = sum(name in names for names in found)
+                assert 1 <= times <= (2 if name == f"{channel}:*" else 1), (number, found)
 
 
 @pytest.mark.nightly
