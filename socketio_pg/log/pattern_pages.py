@@ -101,8 +101,8 @@ class PatternPages:
         self._fetch = fetch
         self._most = most
         self._size = size
-        #: Patterns that matched few messages when they were last read.
-        self._sparse: dict[str, None] = {}
+        #: Patterns that matched few messages when they were last read, and whether they have few channels.
+        self._sparse: dict[str, bool] = {}
 
     def read(self, pattern: str, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         """Return the rows of a page after a position, and the position at which it ends if they are not too many.
@@ -121,11 +121,13 @@ class PatternPages:
                 self._note_sparse(pattern)
             if found or end == upto or not rows or rows[0][0] >= end:
                 return rows, end
-        rows = list(self._fetch(_SPARSE, values))
-        if not rows or rows[0][2]:
-            if self._count(rows, at=3) >= self._most:
-                self._sparse.pop(pattern, None)
-            return [(*row[:2], *row[3:]) for row in rows], upto
+        if self._sparse.get(pattern, True):
+            rows = list(self._fetch(_SPARSE, values))
+            if not rows or rows[0][2]:
+                if self._count(rows, at=3) >= self._most:
+                    self._sparse.pop(pattern, None)
+                return [(*row[:2], *row[3:]) for row in rows], upto
+            self._sparse[pattern] = False
         end = min(upto, after + WINDOW)
         return list(self._fetch(_WINDOW, values | {"upto": end})), end
 
@@ -160,7 +162,7 @@ class PatternPages:
         return {"like": to_like(pattern), "prefix": prefix_of(pattern), "channels": MAX_CHANNELS}
 
     def _note_sparse(self, pattern: str) -> None:
-        self._sparse[pattern] = None
+        self._sparse[pattern] = True
         if len(self._sparse) > MAX_CHANNELS:
             del self._sparse[next(iter(self._sparse))]
 
