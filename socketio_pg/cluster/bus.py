@@ -61,6 +61,7 @@ class Bus:
         self._peers = None if workers is None else workers.peers
         self._processes = Processes(self._on_joined, self._on_left)
         self._own: Process | None = None
+        self._home = green.HomeThread()
         self._receivers: dict[str, list[Receiver]] = {}
         self._answers: dict[str, Callable[[ProcessId, Any], Any]] = {}
         self._gap_watchers: list[Callable[[], object]] = []
@@ -109,6 +110,8 @@ class Bus:
         """Begin to send and receive. Call it after the fork, and after the start of the workers and of PubSub."""
         if self._own is not None:
             return
+        self._home.reset()
+        self._home.require("Bus.start()")
         if self._workers is None:
             node, slot, pid = uuid.uuid4().hex, None, os.getpid()
         else:
@@ -186,6 +189,7 @@ class Bus:
 
         Raises :class:`PayloadTooLargeError` as :meth:`tell` does.
         """
+        self._home.require("Bus.ask()")
         number = next(self._numbers)
         item = f"[{json.dumps(_QUESTION)},{number},{json.dumps(kind)},{self._encoded(body)}]"
         asked = {process.id: process for process in self._processes.all()}
@@ -370,6 +374,7 @@ class Bus:
     def _missed(self) -> None:
         """Note that the connection was lost and is back: greet the others again, so that they tell what they are."""
         self._processes.excuse()
+        self._ticked_at = time.monotonic()
         self._sending.greet()
         self._missed_some()
 

@@ -21,9 +21,9 @@ from tests.support.cli import run
 from tests.support.clients import SocketClient
 from tests.support.http_api import refusal
 from tests.support.log import Log
-from tests.support.node import NodeClient
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
+from tests.support.recovery import RecoveringClient
 from tests.support.redis import Redis
 from tests.support.server import ROOT, ServerProcess
 from tests.support.sse import Stream
@@ -160,10 +160,13 @@ def test_users_are_reached_and_their_subscriptions_end(nodes: Nodes, several: Se
 def test_a_disconnected_user_does_not_come_back_by_itself(nodes: Nodes, several: Several) -> None:
     """Over HTTP all of a user; in SQL one connection, and a user at the commit."""
     clients, stream, bob = several
-    options = json.dumps({"auth": {"token": mint(sub="ann/1"), "recovery": True}})
-    stock = NodeClient(nodes.other.url, "websocket", "client.mjs", options)
+    auth = {"token": mint(sub="ann/1")}
+    stock = RecoveringClient(nodes.other.url, auth=auth)
+    away = RecoveringClient(nodes.server.url, auth=auth, reconnection=False)
     try:
-        stock.next(event="connect")
+        away.cut()
+        away.next(event="disconnect")
+        until(lambda: nodes.call("GET", "connections", params={"sub": "ann/1"})["count"] == 6, "one has gone")
         sid = clients[0].io.get_sid()
         assert nodes.call("DELETE", f"connections/{sid}", nodes.other) == {"count": 1, "processes": 3, "unanswered": []}
         assert clients[0].next("error")["code"] == "ended_by_server"
@@ -181,8 +184,13 @@ def test_a_disconnected_user_does_not_come_back_by_itself(nodes: Nodes, several:
         assert stream.until("error").json["code"] == "ended_by_server"
         stream.wait_end()
         assert nodes.call("GET", "connections", params={"sub": "ann/1"})["count"] == 0
+        # Their sessions are forgotten, also that of a client that was away.
+        for recovering in (stock, away):
+            recovering.send({"connect": True})
+            assert recovering.connected()["recovery"] == {"recovered": False, "reason": "unknown_session"}
     finally:
         stock.close()
+        away.close()
     with client(nodes.other, "ann/1") as again, contextlib.closing(psycopg2.connect(nodes.url)) as connection:
         cursor = connection.cursor()
         cursor.execute("SELECT socketio_pg.disconnect_user('ann/1')")
