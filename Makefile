@@ -22,7 +22,7 @@ WORKERS_TESTS := $(WORKERS_SAMPLE) $(wildcard tests/live/test_hostile_*.py tests
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test test-gevent test-workers test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes bench-workers bench-streams bench-tables bench-ephemeral screenshot clean
+.PHONY: help setup run check test test-gevent test-workers test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes bench-workers bench-streams bench-tables bench-ephemeral bench-presence screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s", $$1; column = 20; count = split($$2, words, " "); \
@@ -155,6 +155,9 @@ bench-workers: setup ## measure what a second worker costs, and Node's cluster
 
 bench-streams: setup ## measure streams of Server-Sent Events against WebSockets
 	$(BIN)/python bench/streams.py
+
+bench-presence: setup ## measure presence: 10,000 clients that join within 5 seconds
+	$(BIN)/python bench/presence.py
 
 bench-ephemeral: setup ## measure ephemeral messages against NOTIFY: 50 people who move their cursors
 	$(BIN)/python bench/ephemeral.py
