@@ -33,7 +33,8 @@ class ChannelRights:
     def __init__(self, permissions: Permissions, sessions: Sessions, seconds: float) -> None:
         self._permissions = permissions
         self._sessions = sessions
-        self._seconds = seconds or float("inf")
+        # A decision must still count when the question has been answered.
+        self._seconds = max(1.0, seconds) if seconds else float("inf")
         self._of: dict[str, dict[str, _Decision]] = {}
 
     def are_asked(self, pattern: str) -> bool:
