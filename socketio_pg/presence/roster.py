@@ -67,7 +67,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What clients are told. ``members``: joined, updated and left ones; None if there are too many to list.
+    """What clients are told. ``members``: joined, updated and left ones as JSON, by key; None if there are too many.
 
     ``restarts``: the clients need the whole state, because they can be told the members again.
     """
@@ -75,7 +75,7 @@ class Difference:
     previous: int
     version: int
     count: int
-    members: tuple[dict[str, Metas], dict[str, Metas], dict[str, Metas]] | None
+    members: tuple[dict[str, orjson.Fragment], dict[str, orjson.Fragment], dict[str, orjson.Fragment]] | None
     restarts: bool = False
 
     def to_wire(self) -> dict[str, Any]:
@@ -83,14 +83,14 @@ class Difference:
         body: dict[str, Any] = {"version": self.version, "previous": self.previous, "count": self.count}
         if self.members is not None:
             for name, members in zip(("joined", "updated", "left"), self.members, strict=True):
-                body[name] = [member_to_wire(key, metas) for key, metas in members.items()]
+                body[name] = list(members.values())
         return body
 
 
-def member_to_wire(key: str, metas: Metas) -> dict[str, Any]:
-    """Return a member as clients get it."""
+def _member_to_wire(key: str, metas: Metas) -> orjson.Fragment:
+    """Return a member as clients get it, as JSON."""
     wire = {"key": key, "anonymous": True} if key.startswith(ANONYMOUS) else {"key": key}
-    return wire | {"metas": [meta.to_wire() for meta in metas]}
+    return orjson.Fragment(orjson.dumps(wire | {"metas": [meta.to_wire() for meta in metas]}))
 
 
 class Roster:
@@ -107,6 +107,8 @@ class Roster:
         self._counts: set[int] = set()
         #: Whether some of them do not have the members that the others have.
         self._bare = False
+        #: The members as JSON: each, and all.
+        self._wires: dict[str, orjson.Fragment] = {}
         self._listed: orjson.Fragment | None = None
         #: The version that clients were told last, and whether they were told the count only.
         self.version = 1
@@ -162,13 +164,18 @@ class Roster:
     def members(self) -> orjson.Fragment:
         """Return all members as JSON."""
         if self._listed is None:
-            self._listed = orjson.Fragment(
-                orjson.dumps([member_to_wire(key, self.visible(key)) for key in self._members])
-            )
+            self._listed = orjson.Fragment(orjson.dumps([self._wire(key) for key in self._members]))
         return self._listed
+
+    def _wire(self, key: str) -> orjson.Fragment:
+        wire = self._wires.get(key)
+        if wire is None:
+            wire = self._wires[key] = _member_to_wire(key, self.visible(key))
+        return wire
 
     def _touch(self, key: str) -> None:
         self._listed = None
+        self._wires.pop(key, None)
         if key not in self._before:
             self._before[key] = self.visible(key)
 
@@ -200,8 +207,8 @@ class Roster:
         """Return what has changed for the clients since the last time, None if nothing has."""
         before, shown, counts, bare = self._before, self._shown, self._counts, self._bare
         self._before, self._shown, self._counts, self._bare = {}, {}, set(), False
-        joined: dict[str, Metas] = {}
-        updated: dict[str, Metas] = {}
+        joined: list[str] = []
+        updated: list[str] = []
         left: dict[str, Metas] = {}
         for key, old in before.items():
             now, known = self.visible(key), [old, *shown.get(key, ())]
@@ -210,9 +217,9 @@ class Roster:
             if not now:
                 left[key] = next(filter(None, reversed(known)))
             elif old:
-                updated[key] = now
+                updated.append(key)
             else:
-                joined[key] = now
+                joined.append(key)
         were_many = self.many
         # Not to and fro with each member that comes and goes.
         self.many = self.count > (self._most * 9 // 10 if were_many else self._most)
@@ -220,7 +227,10 @@ class Roster:
         if not (members_changed or self.many != were_many or bare or counts - {self.count}):
             return None
         previous, self.version = self.version, self.version + 1
-        members = None if self.many else (joined, updated, left)
+        members = None
+        if not self.many:
+            gone = {key: _member_to_wire(key, metas) for key, metas in left.items()}
+            members = {key: self._wire(key) for key in joined}, {key: self._wire(key) for key in updated}, gone
         return Difference(previous, self.version, self.count, members, (were_many or bare) and not self.many)
 
     # -- the database, and other processes -----------------------------------------------------------------------------
