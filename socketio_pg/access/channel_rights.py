@@ -47,10 +47,16 @@ class ChannelRights:
         unknown: list[str] = []
         if self._permissions.is_public(channel):
             return refused, unknown
-        now = time.monotonic()
+        # For each message and each of its receivers: without a call for each condition.
+        now, changed, of, session_of = (
+            time.monotonic(),
+            self._permissions.changed_at(channel),
+            self._of,
+            self._sessions.get,
+        )
         for sid in sids:
-            found = self._of.get(sid, _NONE).get(channel)
-            if found is None or not self._counts(found, channel, now):
+            found = of.get(sid, _NONE).get(channel)
+            if found is None or found.until <= now or found.mark < changed or session_of(sid) is not found.session:
                 unknown.append(sid)
             elif not found.allowed:
                 refused.append(sid)
@@ -115,13 +121,6 @@ class ChannelRights:
             decisions[channel] = decision
             if len(decisions) > self.max_channels:
                 del decisions[next(iter(decisions))]
-
-    def _counts(self, decision: _Decision, channel: str, now: float) -> bool:
-        return (
-            decision.until > now
-            and not self._permissions.is_overtaken(channel, decision.mark)
-            and self._sessions.get(decision.session.sid) is decision.session
-        )
 
 
 _NONE: dict[str, _Decision] = {}

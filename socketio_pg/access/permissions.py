@@ -143,7 +143,11 @@ class Permissions:
 
     def is_overtaken(self, channel: str, mark: int) -> bool:
         """Return whether permissions for ``channel`` have changed since ``mark``: a decision from then may be stale."""
-        return max(self._all_changed, self._changed.get(channel, 0)) > mark
+        return self.changed_at(channel) > mark
+
+    def changed_at(self, channel: str) -> int:
+        """Return the mark at which permissions for ``channel`` last changed."""
+        return max(self._all_changed, self._changed.get(channel, 0))
 
     def _refusal(self, claims: Claims | None, action: Action, channel: str) -> str | None:
         """Return the reason for a refusal, None if the action is allowed."""

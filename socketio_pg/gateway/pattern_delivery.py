@@ -56,22 +56,23 @@ class PatternDelivery:
 
     def send(self, messages: Sequence[EncodedMessage]) -> None:
         """Send a batch: messages of the log, or of NOTIFY. Yields in between."""
-        parts = [part for message in messages for part in self._parts(message)]
+        #: Clients and patterns: it is not known whether the client may hear the channel of one of the messages.
+        unknown: list[tuple[str, str]] = []
+        parts = [part for message in messages for part in self._parts(message, unknown)]
         names = {room: name for part in parts for room, name in part.rooms.items()}
         held: dict[str, Collection[Any]] | None = None
         if messages[0].position is not None:
             after = messages[0].position - 1
             self._hold_lagging(names, after)
-            for message in messages:
-                for name, unknown in self._unknown(message.channel):
-                    for sid in unknown:
-                        # Its replay waits for the answer, and then sends the whole batch.
-                        self._hold(sid, name, after)
+            for sid, name in unknown:
+                if not self._hub.held_by(sid, name):
+                    # Its replay waits for the answer, and then sends the whole batch.
+                    self._hold(sid, name, after)
             held = {room: found for room, name in names.items() if (found := self._hub.held(name))}
         self._manager.emit_parts(parts, skipped=held)
 
-    def _parts(self, message: EncodedMessage) -> Iterator[Part]:
-        """Yield the message in each form that anybody wants."""
+    def _parts(self, message: EncodedMessage, unknown: list[tuple[str, str]]) -> Iterator[Part]:
+        """Yield the message in each form that anybody wants. Adds to ``unknown``."""
         there = self._manager.rooms.get("/", {})
         plain: dict[str, str] = {}
         strings: dict[str, str] = {}
@@ -83,7 +84,7 @@ class PatternDelivery:
         if not plain and not strings:
             fan_out.unheard += 1
             return
-        without = self._without(message, [*plain.items(), *strings.items()])
+        without = self._without(message, [*plain.items(), *strings.items()], unknown)
         if plain:
             yield Part(plain, functools.partial(self._encode, message, message.to_wire()), without)
         if strings:
@@ -93,33 +94,25 @@ class PatternDelivery:
     def _encode(self, message: EncodedMessage, body: dict[str, Any], names: Sequence[str]) -> EncodedPacket:
         return self._manager.encode_message("event", body | through(message.channel, names))
 
-    def _without(self, message: EncodedMessage, rooms: Sequence[tuple[str, str]]) -> dict[str, set[str]]:
-        """Return the members of each room that do not get the message there."""
+    def _without(
+        self, message: EncodedMessage, rooms: Sequence[tuple[str, str]], unknown: list[tuple[str, str]]
+    ) -> dict[str, set[str]]:
+        """Return the members of each room that do not get the message there. Adds to ``unknown``."""
         found: dict[str, set[str]] = {}
         members_of = self._manager.rooms["/"]
         for room, name in rooms:
             if message.exclude is not None and message.exclude in members_of[room]:
                 found.setdefault(room, set()).add(message.exclude)
             if is_pattern(name) and self._rights.are_asked(name):
-                refused, unknown = self._rights.sort(message.channel, members_of[room])
+                refused, undecided = self._rights.sort(message.channel, members_of[room])
                 if message.position is None:
-                    for sid in unknown:
+                    for sid in undecided:
                         self._ask_later(sid, message.channel)
-                if refused or unknown:
-                    found.setdefault(room, set()).update(refused, unknown)
+                else:
+                    unknown += [(sid, name) for sid in undecided]
+                if refused or undecided:
+                    found.setdefault(room, set()).update(refused, undecided)
         return found
-
-    def _unknown(self, channel: str) -> Iterator[tuple[str, list[str]]]:
-        """Yield the patterns that match a channel, with those of their clients that are not known to have permission.
-
-        Also those whose filter the message does not meet: the answer does not depend on filters.
-        """
-        for name in self._hub.patterns.matching(channel):
-            if self._rights.are_asked(name):
-                clients = [sid for sid in self._hub.subscribers(name) if isinstance(sid, str)]
-                _, unknown = self._rights.sort(channel, clients)
-                if unknown:
-                    yield name, unknown
 
     def refused(self, name: str, channel: str) -> list[str]:
         """Return the subscribers of a channel, or pattern, that must not learn about a channel."""
