@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -22,11 +23,12 @@ from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
 from socketio_pg.web.openapi import REASONS, openapi
 from socketio_pg.websocket import SocketServer
 
+NOWHERE = "postgresql://user:password@127.0.0.1:9/nowhere"
 DOCUMENT = openapi(Settings(max_payload=12_345), "required", 67_890)
 
 
-def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, methods in DOCUMENT["paths"].items():
+def operations(document: dict[str, Any] = DOCUMENT) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
 
@@ -38,14 +40,20 @@ def schema(name: str) -> Any:
     )
 
 
-def test_document_has_all_routes(socket_server: SocketServer) -> None:
+@pytest.mark.parametrize("token", [None, "an operator's token"])
+def test_document_has_all_routes(clean_settings: Path, token: str | None) -> None:
+    """With ADMIN_TOKEN also those of control."""
+    settings = Settings(admin_token=token)
+    socket_server = SocketServer(dsn=NOWHERE, settings=settings)
+    document = openapi(settings, "required", 67_890)
     routes = {
         (re.sub("<.*:(.*)>", r"{\1}", rule.rule), method.lower())
         for rule in socket_server.app.url_map.iter_rules()
         if rule.endpoint.startswith("socketio_pg_api.")
         for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}
     }
-    assert {(path, method) for path, method, _ in operations()} == routes
+    assert {(path, method) for path, method, _ in operations(document)} == routes
+    assert (("/api/connections", "get") in routes) is (token is not None)
 
 
 def test_document_has_every_status_and_code() -> None:
