@@ -11,6 +11,7 @@ from tests.support.clients import SocketClient, code
 from tests.support.patience import until
 from tests.support.policies import RLS, PolicyDatabase, locked
 from tests.support.postgres import Cluster
+from tests.support.recovery import RecoveringClient
 from tests.support.server import ServerProcess
 from tests.support.tokens import SECRET, mint
 
@@ -139,6 +140,29 @@ def test_messages_wait_until_the_policies_answer(server: ServerProcess, database
         assert payloads(alice, 3) == [2, 3, 5]
         publish(database, (f"{prefix}:2", 7))
         assert payloads(alice, 1) == [7]
+
+
+@pytest.mark.nightly
+def test_a_session_is_recovered_while_messages_wait(
+    server: ServerProcess, database: PolicyDatabase, prefix: str
+) -> None:
+    """The stock JavaScript client: its offset is that of the last message that it has got, not of those that wait."""
+    database.join("alice", *(f"{prefix}:{number}" for number in range(4)))
+    auth = {"token": mint(sub="alice", role="authenticated")}
+    with contextlib.closing(RecoveringClient(server.url, auth=auth)) as client:
+        assert client.call("subscribe", {"pattern": f"{prefix}:*"})["ok"]
+        publish(database, (f"{prefix}:0", 0))
+        assert client.next(event="event")["argument"]["payload"] == 0
+        with locked(database, "LOCK TABLE members IN ACCESS EXCLUSIVE MODE"):
+            publish(database, *((f"{prefix}:{number % 5}", number) for number in range(1, 40)))
+            client.cut()
+            assert client.connected()["recovered"]
+            publish(database, *((f"{prefix}:{number % 5}", number) for number in range(40, 60)))
+        client.cut()
+        assert client.connected()["recovered"]
+        publish(database, (f"{prefix}:0", 60))
+        found = [client.next(event="event")["argument"]["payload"] for _ in range(48)]
+        assert found == [number for number in range(1, 61) if number % 5 != 4]
 
 
 @pytest.mark.nightly  # ten seconds
