@@ -82,12 +82,11 @@ class LocalControl:
     def unsubscribe_user(self, sub: str, channel: str) -> int:
         """End the subscriptions of a user that get messages of a channel, or of those that match a pattern."""
         count = 0
+        error = EndedByServerError("the server has ended this subscription")
         for session in self._sessions.of(sub):
             if self._streams.owns(session.sid):
                 # Its other channels too: they have one cursor.
-                count += self._streams.end_subscription(
-                    session.sid, channel, EndedByServerError("the server has ended this")
-                )
+                count += self._streams.end_subscription(session.sid, channel, error)
             else:
                 for name in self._hub.channels_of(session.sid):
                     if overlap(name, channel):
