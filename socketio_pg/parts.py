@@ -233,7 +233,6 @@ class Parts:
             client_address=self._admission.address,
             handle_at_once=self.ephemeral.take_at_once,
             new_session_id=None if self._router is None else self._router.new_session_id,
-            is_session_id=(lambda text: False) if self._router is None else self._router.is_session_id,
             binary=binary,
             max_http_buffer_size=max_bytes,
             ping_interval=settings.ping_interval,

@@ -25,6 +25,10 @@ SESSIONS_CHANNEL = "socketio_pg_sessions"
 #: Processes of different nodes send each other messages here, unless MESSAGE_QUEUE names a broker: `cluster/bus`.
 NODES_CHANNEL = "socketio_pg_nodes"
 
+#: The end of the ids of Socket.IO clients. Each has a room of its own, as channels and patterns have, and other clients
+#: may know its id: with this end it is neither a channel's name nor a pattern.
+CLIENT_ID_END = "**"
+
 #: All characters of Unicode's category Cc.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 

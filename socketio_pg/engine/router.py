@@ -50,14 +50,6 @@ class Router:
         """Return the id of a new session, which names this worker to the others, and says nothing to anybody else."""
         return base64.urlsafe_b64encode(self._node.new_session_id()).decode()
 
-    def is_session_id(self, text: str) -> bool:
-        """Return whether a worker that is here has made this id. Another text of its form passes once in 2^32."""
-        try:
-            found = base64.urlsafe_b64decode(text)
-        except ValueError:
-            return False
-        return base64.urlsafe_b64encode(found).decode() == text and self._owner(found) is not None
-
     def start(self) -> None:
         """Start to tell the others how many sessions this worker has."""
         self._worker.start(self._tell_load)

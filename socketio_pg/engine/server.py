@@ -15,6 +15,7 @@ import engineio
 from engineio import packet as eio_packet
 
 from socketio_pg.core import green, metrics
+from socketio_pg.core.channels import CLIENT_ID_END
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.engine import frames, handover, hosting, transport
 from socketio_pg.engine.environs import MAX_HEADERS, headers_size, slim_environ
@@ -50,8 +51,7 @@ class Engine(engineio.Server):  # type: ignore[misc]
     this message's alone. ``handle_at_once(sid, message)`` sees each event first: it may handle it, must not wait, and
     returns whether it has handled it. ``is_connected(sid)``: whether a client has connected to a Socket.IO namespace.
     ``client_address(environ)``: the address of the client that sends a request; "" when it is unknown.
-    ``new_session_id()`` returns the id of a session, by default a random one; ``is_session_id(text)``: whether another
-    worker may have made this id.
+    ``new_session_id()`` returns the id of a session, by default a random one.
 
     ``send_buffer_bytes`` may wait for one client (SEND_BUFFER_BYTES). A client must connect to a namespace, and
     complete an upgrade, within ``connect_timeout`` seconds (CONNECT_TIMEOUT). With ``max_connections`` clients
@@ -79,7 +79,6 @@ class Engine(engineio.Server):  # type: ignore[misc]
         handle_at_once: Callable[[str, str], bool] = lambda sid, message: False,
         client_address: Callable[[Environ], str] = lambda environ: "",
         new_session_id: Callable[[], str] | None = None,
-        is_session_id: Callable[[str], bool] = lambda text: False,
         send_buffer_bytes: int = 1_000_000,
         max_connections: int = 10_000,
         counts: Counts | None = None,
@@ -91,7 +90,6 @@ class Engine(engineio.Server):  # type: ignore[misc]
         self.handle_at_once = handle_at_once
         self.client_address = client_address
         self._new_session_id = new_session_id
-        self.is_session_id = is_session_id
         self.send_buffer_bytes = send_buffer_bytes
         self.max_connections = max_connections
         self._counts = counts or LocalCounts()
@@ -262,14 +260,18 @@ class Engine(engineio.Server):  # type: ignore[misc]
 
     def _create(self, environ: Environ, transport_name: str) -> Socket:
         self._watcher.start(self._watch)
-        sid = self.generate_id()
+        sid = self._session_id()
         socket = self.sockets[sid] = Socket(self, sid, polling=transport_name == "polling")
         socket.fingerprint = fingerprint(environ)
         socket.address = self.client_address(environ)
         return socket
 
     def generate_id(self) -> str:
-        """Return a new id for a session or a client: 12 random bytes and a number, as the stock method does."""
+        """Return the id of a new Socket.IO client, which is the name of no channel: see :data:`CLIENT_ID_END`."""
+        return self._session_id() + CLIENT_ID_END
+
+    def _session_id(self) -> str:
+        """Return a new id: 12 random bytes and a number, as the stock method of :meth:`generate_id` does."""
         if self._new_session_id is not None:
             return self._new_session_id()
         number = self.sequence_number

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.core import green, metrics
 from socketio_pg.core.channels import validate_channel
-from socketio_pg.core.errors import InvalidChannelError, InvalidRequestError, RateLimitedError, SocketIOPGError
+from socketio_pg.core.errors import InvalidRequestError, RateLimitedError, SocketIOPGError
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.patterns import is_pattern, named, validate_pattern
 from socketio_pg.gateway.delivery import Delivery
@@ -114,8 +114,6 @@ class Subscribing:
         """
         channel = _name_of(request)
         connection = self._connection(sid)
-        if self._server.is_client_id(channel):
-            raise InvalidChannelError("this name is the id of a client", channel=channel)
         mark = self._permissions.mark()
         self._require(sid, channel)
         # Only clients that have the permission cost more than the question.

@@ -343,10 +343,6 @@ class Server(AnsweringServer):
                 self.lifecycle.disconnected(sid)
         return restored
 
-    def is_client_id(self, name: str) -> bool:
-        """Return whether ``name`` is the id of a client of the namespace ``/``, also of one of another worker."""
-        return bool(self.manager.is_sid_room("/", name) or self.eio.is_session_id(name))
-
     def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
         """Disconnect a client. One whose CONNECT is not answered yet is refused; the stock method lets it connect."""
         self.lifecycle.ended(sid, namespace or "/")

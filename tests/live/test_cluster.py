@@ -73,6 +73,17 @@ def test_emit_skips_the_clients_in_skip_sid(cell: Cell, members: list[Member]) -
         assert member.pending("news") == 0
 
 
+def test_no_other_client_gets_what_is_for_one(cell: Cell, members: list[Member]) -> None:
+    """Ids of clients are no secret: presence and ephemeral messages show them to others, also on other nodes."""
+    victim, attacker = members[-1], members[0]
+    for request in ({"channel": victim.sid}, {"pattern": victim.sid}):
+        assert attacker.call("subscribe", request)["error"]["code"] == "invalid_channel"
+    cell.emit(0, "private", to=victim.sid)
+    cell.emit(0, "then")
+    assert attacker.next("news") == ("then",)
+    assert victim.next("news") == ("private",)
+
+
 def test_emit_to_one_client_reaches_it_on_any_node(cell: Cell, members: list[Member]) -> None:
     for node in (0, 1):
         for member in members:

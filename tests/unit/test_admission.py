@@ -62,7 +62,7 @@ def test_refused_handshake_does_not_count(serve: Serve, query: str, status: int)
 def test_failed_handshake_does_not_count(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(max_connections_per_address=1)
     with monkeypatch.context() as patch:
-        patch.setattr(server.socketio.server.eio, "generate_id", lambda: 1 / 0)
+        patch.setattr(server.socketio.server.eio, "_session_id", lambda: 1 / 0)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 get(server)

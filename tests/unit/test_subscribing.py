@@ -48,7 +48,7 @@ class World:
         presence: Any = SimpleNamespace(prepare=lambda *_: None)
         permissions: Any = SimpleNamespace(mark=lambda: 0, is_overtaken=lambda channel, mark: False)
         manager = SimpleNamespace(eio_sid_from_sid=lambda sid, namespace: "its connection")
-        server: Any = SimpleNamespace(is_client_id=lambda name: False, manager=manager)
+        server: Any = SimpleNamespace(manager=manager)
         self.subscribing = Subscribing(
             server, pubsub, self.hub, self, delivery, keeping, permissions, ClientLimits(Settings()), presence,  # type: ignore[arg-type]
             self._require,
