@@ -86,7 +86,7 @@ class Presence:
         self._doubtful: set[str] = set()
         self._table = PresenceTable(database, lambda: bus.own, self, announce, self._wants_members)
         self._receivers: list[Callable[[str], object]] = []
-        self._announce_members = announce_members
+        self._announce_members = announce is not None and announce_members
         self._observers: list[Observer] = []
         self._members_wanted: list[Callable[[], bool]] = []
         #: The processes that have members, and those that were heard since the database was last asked for them.
