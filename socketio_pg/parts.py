@@ -285,6 +285,7 @@ class Parts:
                 self.streams,
                 self.keeping,
                 self._admission,
+                self.presence,
             ),
             settings.max_payload,
         )

@@ -13,6 +13,7 @@ from socketio_pg.core.patterns import overlap
 from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.live_tables import LiveTables
+from socketio_pg.presence.presence import Presence
 from socketio_pg.protocol.server import Server
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.recovery.keeping import Keeping
@@ -40,6 +41,7 @@ class LocalControl:
         streams: Streams,
         keeping: Keeping,
         admission: Admission,
+        presence: Presence,
     ) -> None:
         self._server = server
         self._sessions = sessions
@@ -50,6 +52,7 @@ class LocalControl:
         self._streams = streams
         self._keeping = keeping
         self._admission = admission
+        self._presence = presence
 
     def connections(self, sub: str | None, sid: str | None, limit: int) -> dict[str, Any]:
         """Return the newest ``connections``, of all clients, of a user or of one id, and their ``count``."""
@@ -73,6 +76,7 @@ class LocalControl:
     def disconnect_user(self, sub: str) -> int:
         """Disconnect a user, who does not come back without being told to, and forget the sessions that wait."""
         self._keeping.forget_user(sub)
+        self._presence.leave_as(sub)
         return self._disconnect(self._sessions.of(sub))
 
     def disconnect_connection(self, sid: str) -> int:

@@ -52,6 +52,8 @@ class Prepared:
     mark: int
     ref: str | None = None
     joined_at: int | None = None
+    #: Whether its session has more, which it may not do any more.
+    refused: bool = False
 
 
 class PresenceRequests:
@@ -136,17 +138,16 @@ class PresenceRequests:
             may_watch = self._may_watch(sid, channel)
             if may_watch:
                 self._presence.roster(channel)
-        if may_join or may_watch:
-            return Prepared(
-                may_join,
-                may_watch,
-                None if key is None else key.removeprefix(ANONYMOUS),
-                recorded.get("state", "null"),
-                mark,
-                recorded.get("ref"),
-                recorded.get("joined_at"),
-            )
-        return None
+        return Prepared(
+            may_join,
+            may_watch,
+            None if key is None else key.removeprefix(ANONYMOUS),
+            recorded.get("state", "null"),
+            mark,
+            recorded.get("ref"),
+            recorded.get("joined_at"),
+            refused=may_join is not (key is not None) or may_watch is not bool(recorded.get("watch")),
+        )
 
     def complete(self, sid: str, channel: str, prepared: Prepared) -> dict[str, Any]:
         """Join and watch, as far as the client may. Return the field of the answer. Does not wait."""
@@ -164,6 +165,8 @@ class PresenceRequests:
             body = self._rooms.watch(sid, channel) | body
         else:
             self._rooms.unwatch(sid, channel)
+        if prepared.refused:
+            self._rooms.tell_ended(sid, channel, ForbiddenError.code)
         if self._permissions.is_overtaken(channel, prepared.mark):
             self._rechecks.recheck(channel)
         return body

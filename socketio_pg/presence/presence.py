@@ -226,6 +226,12 @@ class Presence:
         for membership in self._own.of_client(client):
             self._remove(membership, "leave")
 
+    def leave_as(self, key: str) -> None:
+        """End all memberships of a person, also those whose connection is lost."""
+        for membership in self._own:
+            if membership.key == key:
+                self._remove(membership, "leave")
+
     def lose(self, client: str) -> None:
         """Note that the connection of a client is lost. Its memberships end after a while, unless it returns."""
         now = time.monotonic()

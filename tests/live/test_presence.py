@@ -123,7 +123,15 @@ def test_clients_become_others_and_their_tokens_expire(nodes: Nodes, people: Any
     bob.wait_members({"eve": [None]})
     assert ann.call("authenticate", {"token": mint(sub="eve", exp=int(time.time()) + 1)})["ok"]
     bob.wait_members({})
-    assert bob.told == ["joined ann", "left ann", "joined eve", "left eve"]
+    # Disconnected by the application, while its connection is lost.
+    zoe = people(0, sub="zoe")
+    zoe.join(channel, {})
+    bob.wait_members({"zoe": [None]})
+    zoe.send({"cut": True, "url": "http://127.0.0.1:9"})
+    zoe.next(event="disconnect")
+    nodes.sql("SELECT socketio_pg.disconnect_user('zoe')")
+    bob.wait_members({})
+    assert bob.told == [f"{word} {key}" for key in ("ann", "eve", "zoe") for word in ("joined", "left")]
 
 
 def test_anonymous_clients_and_wrong_requests(nodes: Nodes, channel: str) -> None:
