@@ -99,6 +99,8 @@ class PresenceTable:
 
     #: Seconds for which a process is known, and between two signs of life: it must be found dead within 15 seconds.
     lease, beat = 11.0, 3.0
+    #: Seconds after an outage, in which the other processes renew their rows: they are not dead.
+    forbearance = 6.0
     #: Seconds between two writes, and of a statement; changes in a statement; channels in a read.
     pause, timeout = 0.2, 10.0
     batch, read_batch = 1000, 200
@@ -131,6 +133,8 @@ class PresenceTable:
         self._reads: dict[str, None] = {}
         self._wrote_at = self._beat_at = float("-inf")
         self._used_at = time.monotonic()
+        #: When its row was last renewed, and until when others are not found dead (monotonic).
+        self._renewed_at = self._forbears_until = float("-inf")
         self._beats = 0
         self._compare = False
         self._registered = self._stopped = False
@@ -251,8 +255,11 @@ class PresenceTable:
         if time.monotonic() - self._beat_at < self.beat:
             return
         began = time.monotonic()
+        if began - self._renewed_at > self.lease:
+            # New, or cut off for long: the others may have been, too.
+            self._forbears_until = began + self.forbearance
         [(unknown, expired, processes)] = self._fetch(_BEAT, self._own().id, self._own().name, self.lease)
-        self._beat_at = began
+        self._beat_at = self._renewed_at = began
         self._beats += 1
         if unknown:
             lost, self._registered = self._registered, True
@@ -260,7 +267,7 @@ class PresenceTable:
                 # Others have found it dead, or the database has lost its unlogged tables.
                 self._stored.clear()
                 self._keeper.lost()
-        if expired:
+        if expired and began >= self._forbears_until:
             self._sweep()
         self._keeper.processes([_id(process) for process in processes])
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,6 +115,7 @@ def test_members_of_a_dead_process_leave_and_a_process_that_was_taken_for_dead_c
     two.die()
     party.guests.remove(two)
     proxy.black_hole()
+    party.expire(two, cut)
     party.wait_states("x", {"ann": [1]}, one)
     assert party.rows("only cid") == party.rows("only bob") == []
     assert sorted(one.told["x"]) == ["left bob", "left cid"]
@@ -156,8 +158,34 @@ def test_nobody_leaves_when_a_crash_empties_the_tables(party: Party) -> None:
     assert one.told["x"] == two.told["x"] == ["left k1"]
 
 
+@pytest.mark.nightly
+def test_nobody_leaves_when_all_processes_lose_the_database_for_long(party: Party, proxy: Proxy) -> None:
+    guests = [party.guest(behind(proxy, party.database)) for _ in range(3)]
+    know(*(guest.bus for guest in guests))
+    for number, guest in enumerate(guests):
+        guest.presence._table.lease = 1.0
+        guest.watch("x")
+        guest.presence.join(str(number), "x", str(number), "1")
+    everybody: dict[str, list[Any]] = {str(number): [1] for number in range(3)}
+    party.wait_states("x", everybody)
+    for guest in guests:
+        guest.presence._table.forbearance = 3.0
+        guest.told["x"].clear()
+    proxy.black_hole()
+    wait(lambda: all(guest.presence.stale for guest in guests), "all are cut off")
+    wait(lambda: party.rows("x") == [], "for long")
+    proxy.restore()
+    wait(lambda: len(party.rows("x")) == 3, "all are back")
+    wait(lambda: all(g.presence._table._forbears_until < time.monotonic() for g in guests), "the dead are found again")
+    assert [guest.told["x"] for guest in guests] == [[], [], []]
+    guests.pop().die()
+    party.guests.pop()
+    del everybody["2"]
+    party.wait_states("x", everybody)
+
+
 def test_a_process_that_has_ended_leaves_its_members_for_their_grace_time(party: Party) -> None:
-    one, two = party.guest(), party.guest(grace=3.0)
+    one, two = party.guest(), party.guest()
     know(one.bus, two.bus)
     one.watch("x")
     two.presence.join("a", "x", "ann", "1")
@@ -169,6 +197,9 @@ def test_a_process_that_has_ended_leaves_its_members_for_their_grace_time(party:
     two.presence.stop()
     one.presence.join("c", "x", "ann", "2")
     party.wait_states("x", {"ann": [1, 2], "bob": [1]}, one)
+    sql = "SELECT count(*) FROM socketio_pg.presence_process WHERE expires_at > now() + interval '20 seconds'"
+    assert party.database.sql(sql) == [(1,)]
+    party.expire(two)
     party.wait_states("x", {"ann": [2]}, one)
     assert one.told["x"].count("left ann") == 0
 

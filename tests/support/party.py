@@ -18,10 +18,13 @@ class Guest:
     def __init__(self, url: str, end: End, most: int, grace: float, announce: str | None) -> None:
         self.end = end
         self.bus = Quick(end)
-        self.presence = Presence(Database(url), self.bus, most, grace, announce)
+        database = Database(url)
+        database.connect_timeout = 1.0
+        self.presence = Presence(database, self.bus, most, grace, announce)
         self.presence.tick, self.presence.incomplete, self.presence.settle = 0.02, 0.2, 1.0
         table = self.presence._table
-        table.lease, table.beat, table.pause, table.timeout = 4.0, 0.2, 0.02, 2.0
+        table.lease, table.beat, table.pause, table.timeout = 4.0, 0.2, 0.02, 1.0
+        table.forbearance = 1.0
         self.observed: list[tuple[str, str]] = []
         self.presence.observe(lambda event, channel, _: self.observed.append((event, channel)))
         self.watchers: dict[str, Watcher] = {}
@@ -96,6 +99,12 @@ class Party:
         """Return key and state of the rows in the view."""
         sql = "SELECT key, state FROM socketio_pg.presence WHERE channel = %s ORDER BY key, joined_at"
         return self.database.sql(sql, channel)
+
+    def expire(self, *guests: Guest) -> None:
+        """Let the time pass after which processes count as dead."""
+        ids = [guest.bus.own.id for guest in guests]
+        sql = "UPDATE socketio_pg.presence_process SET expires_at = now() WHERE id = ANY(%s::uuid[])"
+        self.database.sql(sql, ids)
 
     def close(self) -> None:
         for guest in self.guests:
