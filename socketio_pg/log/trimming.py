@@ -87,18 +87,24 @@ WHERE starts_with(found.channel, %(prefix)s)
 ORDER BY found.channel
 """
 
-# The oldest messages of a channel, and the newest one that has so many newer ones.
-_STATE = """
-SELECT (
+# Of each channel: its oldest messages, and the newest one that has so many newer ones.
+_STATES = """
+SELECT wanted.number, CASE WHEN wanted.messages IS NOT NULL THEN (
         SELECT position FROM socketio_pg.log
-        WHERE (channel, position) > (%(channel)s, 0) AND (channel, position) <= (%(channel)s, %(newest)s)
-        ORDER BY channel DESC, position DESC OFFSET %(messages)s LIMIT 1),
-    array_agg(ARRAY[position, age] ORDER BY position)
-FROM (
-    SELECT position, extract(epoch FROM now() - logged_at)::float AS age FROM socketio_pg.log
-    WHERE (channel, position) > (%(channel)s, 0) AND (channel, position) <= (%(channel)s, %(newest)s)
-    ORDER BY channel, position LIMIT %(most)s
+        WHERE (log.channel, position) > (wanted.channel, 0)
+            AND (log.channel, position) <= (wanted.channel, wanted.newest)
+        ORDER BY log.channel DESC, position DESC OFFSET wanted.messages LIMIT 1) END,
+    oldest.positions, oldest.ages
+FROM unnest(%(channels)s::text[], %(newest)s::bigint[], %(messages)s::integer[])
+    WITH ORDINALITY AS wanted (channel, newest, messages, number)
+CROSS JOIN LATERAL (
+    SELECT array_agg(position ORDER BY position) AS positions, array_agg(age ORDER BY position) AS ages FROM (
+        SELECT position, extract(epoch FROM now() - logged_at)::float AS age FROM socketio_pg.log
+        WHERE (log.channel, position) > (wanted.channel, 0)
+            AND (log.channel, position) <= (wanted.channel, wanted.newest)
+        ORDER BY log.channel, position LIMIT %(most)s) AS found
 ) AS oldest
+ORDER BY wanted.number
 """
 
 _TRIM_CHANNELS = f"""
@@ -174,6 +180,8 @@ class Trimming:
     min_age = 5.0
     #: Maximum channels of a step.
     channels = 100
+    #: Maximum messages that a step counts: the sum of `max_messages` of the channels that it looks at more closely.
+    count_at_once = 20_000
     #: A pass over the channels takes at most this part of the time, however many there are.
     share = 0.05
     #: Seconds between removals of old marks, and the maximum of one.
@@ -305,24 +313,30 @@ class Trimming:
 
     def _trim_channels(self, connection: Any, term: int, found: Sequence[tuple[Any, ...]], head: int) -> int:
         """Trim channels of :data:`_CHANNELS` in order, up to :attr:`size` messages. Return how many are done."""
-        due: list[int] = []
-        done = 0
-        for channel, oldest, age, newest, cleared in found:
-            room = self.size - len(due)
-            if room <= 0:
-                break
+        candidates: list[tuple[int, str, Rule, int, bool]] = []
+        done, counted = len(found), 0
+        for number, (channel, oldest, age, newest, cleared) in enumerate(found):
             rule = self._rules.of(channel)
             if self._is_own(channel) and self._may_be_due(channel, rule, oldest, age, newest, head):
-                surplus, some = self._state(connection, channel, rule, newest, room)
-                upto = channel_trim_upto(
-                    ChannelState(some, newest, surplus, cleared), rule, head, self._max_messages, self.min_age
-                )
-                due += [position for position, _ in some if position <= (upto or 0)]
-                if upto is not None and upto == some[-1][0] and len(some) == room:
-                    break  # it may have more: the next step begins with this channel
-                if surplus <= (upto or 0):
-                    self._note_checked(channel, newest)
-            done += 1
+                candidates.append((number, channel, rule, newest, cleared))
+                counted += rule.max_messages or 0
+                if counted > self.count_at_once:
+                    done = number + 1
+                    break
+        if not candidates:
+            return done
+        most = max(2, self.size // len(candidates))
+        due: list[int] = []
+        states = self._states(connection, candidates, most)
+        for (number, channel, rule, newest, cleared), (surplus, some) in zip(candidates, states, strict=True):
+            state = ChannelState(some, newest, surplus, cleared)
+            upto = channel_trim_upto(state, rule, head, self._max_messages, self.min_age)
+            due += [position for position, _ in some if position <= (upto or 0)]
+            if upto is not None and upto == some[-1][0] and len(some) == most:
+                # It may have more: the next step begins with the first such channel.
+                done = min(done, number)
+            elif surplus <= (upto or 0):
+                self._note_checked(channel, newest)
         if due:
             [(count,)] = self._execute(connection, _TRIM_CHANNELS, {"term": term, "positions": due})
             metrics.rule_trimmed_messages.inc(count)
@@ -337,14 +351,20 @@ class Trimming:
             return self._max_messages is not None and head - oldest >= self._max_messages
         return newest - oldest >= rule.max_messages and self._checked.get(channel) != newest
 
-    def _state(
-        self, connection: Any, channel: str, rule: Rule, newest: int, most: int
-    ) -> tuple[int, list[tuple[int, float]]]:
-        """Return the position up to which the channel has a surplus (0 for none), and its oldest messages."""
-        values = {"channel": channel, "newest": newest, "messages": rule.max_messages or 0, "most": most}
-        [(surplus, some)] = self._execute(connection, _STATE, values)
-        surplus = 0 if rule.max_messages is None or surplus is None else surplus
-        return surplus, [(int(position), age) for position, age in some or ()]
+    def _states(
+        self, connection: Any, candidates: Sequence[tuple[int, str, Rule, int, bool]], most: int
+    ) -> list[tuple[int, list[tuple[int, float]]]]:
+        """Return for each channel the position up to which it has a surplus (0 for none), and its oldest messages."""
+        values = {
+            "channels": [channel for _, channel, _, _, _ in candidates],
+            "newest": [newest for _, _, _, newest, _ in candidates],
+            "messages": [rule.max_messages for _, _, rule, _, _ in candidates],
+            "most": most,
+        }
+        return [
+            (surplus or 0, list(zip(positions or (), ages or (), strict=True)))
+            for _, surplus, positions, ages in self._execute(connection, _STATES, values)
+        ]
 
     def _note_checked(self, channel: str, newest: int) -> None:
         if len(self._checked) > 100_000:

@@ -1,6 +1,9 @@
 """Rules for channels on two nodes: changes of the table take effect, and clients see what docs/protocol.md says."""
 
 import contextlib
+import os
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -174,6 +177,72 @@ def test_the_retained_message_survives_trims_restarts_and_kills(newest_pg: Clust
             for node in nodes.nodes:
                 node.wait_ready()
                 assert retained(node, "kept:a") == [number * 10 + 9]
+
+
+@pytest.mark.nightly
+def test_a_node_that_was_behind_tells_the_channels_that_rules_have_trimmed(newest_pg: Cluster) -> None:
+    """Messages that are too large for NOTIFY are read from the log, which has holes by then."""
+    with contextlib.closing(Nodes(newest_pg, "live_behind", 2, balanced=False)) as nodes:
+        wait_installed(nodes)
+        set_rule(nodes, "short:*", max_messages=1)
+        leader = nodes.wait_leader()
+        behind = next(node for node in nodes.nodes if node is not leader)
+        with SocketClient(behind.url) as client:
+            before = client.call("subscribe", {"channel": "short:a"})
+            client.call("subscribe", {"channel": "other"})
+            until(lambda: nodes.sql("SELECT count(*) FROM socketio_pg.retention") == [(1,)], "the leader has the rule")
+            pids = behind.worker_pids()
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                nodes.publish("short:a", 1, 5, pad=20_000)
+                nodes.publish("other", 1, 5, pad=20_000)
+                until(lambda: left(nodes, "short:a") == 1, "trimmed")
+            finally:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+            gap = client.next("gap")
+            [(mark,)] = nodes.sql("SELECT position FROM socketio_pg.channel_trim WHERE channel = 'short:a'")
+            assert gap == {"channel": "short:a", "reason": "trimmed", "epoch": before["epoch"], "position": mark}
+            events = [client.next("event") for _ in range(6)]
+            of_channel = [(event["channel"], event["payload"][0]) for event in events]
+            assert of_channel == [("short:a", 5), *(("other", number) for number in range(1, 6))]
+            assert client.pending("gap") == 0, "the other channel lacks nothing"
+
+
+@pytest.mark.nightly
+def test_what_is_left_is_complete_after_the_mark_when_relays_die_while_they_trim(newest_pg: Cluster) -> None:
+    channels = [f"many:{number}" for number in range(10)]
+    with contextlib.closing(Nodes(newest_pg, "live_trims", 2, balanced=False)) as nodes:
+        wait_installed(nodes)
+        set_rule(nodes, "many:*", max_messages=3)
+        deadline = time.monotonic() + 25
+        published, kills = 0, 0
+        while time.monotonic() < deadline:
+            published += 20
+            nodes.sql(
+                "SELECT socketio_pg.publish(c, to_jsonb(n)) FROM generate_series(%s, %s) AS n, unnest(%s) AS c",
+                published - 19, published, channels,
+            )  # fmt: skip
+            nodes.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'socketio_pg relay'"
+                " AND datname = current_database() AND query LIKE '%%channel_trim%%'"
+            )
+            kills += 1
+        assert kills > 10
+        until(lambda: nodes.sql("SELECT count(*) FROM socketio_pg.outbox") == [(0,)], "relayed")
+        until(
+            lambda: nodes.sql("SELECT count(*) FROM socketio_pg.log WHERE channel LIKE 'many:%%'") <= [(30,)],
+            "trimmed",
+        )
+        rows = nodes.sql(
+            "SELECT l.channel, array_agg(l.payload::text::int ORDER BY l.position), bool_and(l.position > t.position)"
+            " FROM socketio_pg.log AS l JOIN socketio_pg.channel_trim AS t USING (channel) GROUP BY 1"
+        )
+        assert len(rows) == len(channels)
+        for _, numbers, after_mark in rows:
+            assert after_mark
+            assert numbers == list(range(numbers[0], published + 1)), "each mark is that of what was removed"
 
 
 def left(log: Log, channel: str) -> int:
