@@ -327,6 +327,7 @@ class Trimming:
             return done
         most = max(2, self.size // len(candidates))
         due: list[int] = []
+        checked: dict[str, int] = {}
         states = self._states(connection, candidates, most)
         for (number, channel, rule, newest, cleared), (surplus, some) in zip(candidates, states, strict=True):
             state = ChannelState(some, newest, surplus, cleared)
@@ -336,10 +337,13 @@ class Trimming:
                 # It may have more: the next step begins with the first such channel.
                 done = min(done, number)
             elif surplus <= (upto or 0):
-                self._note_checked(channel, newest)
+                checked[channel] = newest
         if due:
             [(count,)] = self._execute(connection, _TRIM_CHANNELS, {"term": term, "positions": due})
             metrics.rule_trimmed_messages.inc(count)
+        if len(self._checked) > 100_000:
+            self._checked.clear()
+        self._checked |= checked
         return done
 
     def _may_be_due(self, channel: str, rule: Rule, oldest: int, age: float, newest: int, head: int) -> bool:
@@ -365,11 +369,6 @@ class Trimming:
             (surplus or 0, list(zip(positions or (), ages or (), strict=True)))
             for _, surplus, positions, ages in self._execute(connection, _STATES, values)
         ]
-
-    def _note_checked(self, channel: str, newest: int) -> None:
-        if len(self._checked) > 100_000:
-            self._checked.clear()
-        self._checked[channel] = newest
 
     # -- marks ---------------------------------------------------------------------------------------------------------
 
