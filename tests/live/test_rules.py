@@ -222,8 +222,7 @@ def test_what_is_left_is_complete_after_the_mark_when_relays_die_while_they_trim
                 "SELECT socketio_pg.publish(c, to_jsonb(n)) FROM generate_series(%s, %s) AS n, unnest(%s) AS c",
                 published - 499, published, channels,
             )  # fmt: skip
-            before = trims(nodes)
-            until(lambda before=before: trims(nodes) > before, "the relay trims")
+            wait_trim(nodes)
             nodes.sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND application_name = 'socketio_pg relay'"
@@ -243,9 +242,15 @@ def test_what_is_left_is_complete_after_the_mark_when_relays_die_while_they_trim
             assert numbers == list(range(numbers[0], published + 1)), "each mark is that of what was removed"
 
 
-def trims(log: Log) -> int:
-    [(number,)] = log.sql("SELECT last_value FROM socketio_pg.trim_number")
-    return int(number)
+def wait_trim(log: Log) -> None:
+    """Wait until the relay has trimmed channels by their rules once more."""
+
+    def trims() -> int:
+        [(number,)] = log.sql("SELECT last_value FROM socketio_pg.trim_number")
+        return int(number)
+
+    before = trims()
+    until(lambda: trims() > before, "the relay trims")
 
 
 def left(log: Log, channel: str) -> int:
