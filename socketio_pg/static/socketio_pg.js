@@ -1785,18 +1785,20 @@ class ChannelPresence {
     this.#resolve();
   }
 
-  join(handle, wish) {
-    const call = { handle, wish: wish ?? true, ...deferred() };
+  join(handle, joined) {
+    // A copy: the application may change its object, and pass it again.
+    const wish = joined && JSON.parse(JSON.stringify({ ...joined, state: joined.state ?? null }));
+    const made = { handle, wish: wish ?? true, ...deferred() };
     // `onError` reports it, or the application has closed it.
-    if (handle.handlers.onError || !this.handles.has(handle)) call.promise.catch(() => {});
-    this.#calls.push(call);
+    if (handle.handlers.onError || !this.handles.has(handle)) made.promise.catch(() => {});
+    this.#calls.push(made);
     if (this.handles.has(handle)) {
       this.#join = wish;
       this.#joiner = wish && handle;
       this.#resolve();
       this.#channel.settle();
-    } else this.#reject(this.#error("unsubscribed", "close() was called."), (one) => one === call);
-    return call.promise;
+    } else this.#reject(this.#error("unsubscribed", "close() was called."), (one) => one === made);
+    return made.promise;
   }
 
   update(handle, state) {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from socketio_pg.core.errors import InvalidRequestError, SocketIOPGError
+from socketio_pg.core.messages import encode_payload, loads
 from socketio_pg.subscriber.answers import as_error
 from socketio_pg.subscriber.deliveries import Delivery
 from socketio_pg.subscriber.presence_state import PresenceMember, PresenceState
@@ -124,7 +125,13 @@ class ChannelPresence:
         self._finish_fulfilled()
 
     def join(self, watcher: Watcher, joined: Joined | None) -> Call:
-        """Join, or leave, for one of :attr:`watchers`. Raises what has ended it."""
+        """Join, or leave, for one of :attr:`watchers`.
+
+        Raises what has ended it, and :class:`InvalidRequestError` for a state that is not JSON.
+        """
+        if joined is not None:
+            # A copy: the application may change its object, and pass it again.
+            joined = {**joined, "state": loads(encode_payload(joined["state"]))}
         if watcher not in self.watchers:
             raise watcher.error or ConnectionError("it is closed")
         self._join, self._joiner = joined, None if joined is None else watcher

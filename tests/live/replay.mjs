@@ -104,6 +104,10 @@ const commands = {
     await presence.ready;
   },
   presence: async ({ name, method, values }) => made.get(name)[method](...values),
+  async changeState({ name, state, change }) {
+    await made.get(name).join(state);
+    await made.get(name).update(Object.assign(state, change)); // the same object
+  },
   async members({ name }) {
     const { members, count, complete, key } = made.get(name);
     return { members: [...members], count, complete, key };

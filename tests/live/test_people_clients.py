@@ -176,6 +176,14 @@ def test_people_join_change_and_leave(log: ProxiedLog, person: Callable[..., Per
     assert eve.change("room") == ("update", "ann")
     with pytest.raises(Refused, match="payload_too_large"):
         ann.call_presence("room", "update", "x" * 2_000)
+    if isinstance(tab, JavaScriptPerson):
+        tab.call("changeState", name="room", state={"n": 1}, change={"n": 2})
+        until(lambda: {"n": 2} in states(eve, "room")["ann"], "the changed object has arrived")
+        tab.call_presence("room", "leave")
+        until(lambda: states(eve, "room")["ann"] == [{"name": "Ann", "away": True}], "the tab has left")
+        assert {change for change, _ in eve.changes("room")} == {"update"}
+        while eve.changes("room"):
+            eve.change("room")
     # Keys of anonymous clients are their own choice.
     ben = person()
     ben.watch("room", channel)

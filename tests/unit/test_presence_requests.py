@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,6 +145,20 @@ def test_a_refusal_to_join_leaves_the_client_watching() -> None:
     world.step("refuse", 0)
     assert watcher.ended
     assert world.presence.wish is False
+
+
+def test_a_state_that_the_application_changes_is_sent_again() -> None:
+    world = World()
+    world.watch()
+    [watcher] = world.watchers
+    state = {"typing": False}
+    world.presence.join(watcher, {"state": state})
+    world.step("answer", 0)
+    state["typing"] = True
+    world.presence.update(watcher, state)
+    assert world.presence.next_request() == ("presence_update", {"state": {"typing": True}})
+    with pytest.raises(InvalidRequestError, match="JSON"):
+        world.presence.update(watcher, {1, 2})
 
 
 def test_a_server_without_presence_ends_it() -> None:
