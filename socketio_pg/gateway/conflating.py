@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from socketio_pg.core import green, metrics
 from socketio_pg.core.messages import EncodedMessage
-from socketio_pg.core.patterns import matches
+from socketio_pg.core.patterns import is_pattern, matches
 from socketio_pg.core.rules import Rule, Rules
 from socketio_pg.pubsub.conflation import Conflated, Key
 from socketio_pg.pubsub.hub import Hub
@@ -34,9 +34,11 @@ class _Channel:
 
 
 class Conflating:
-    """Decides when messages are sent. ``send(messages)`` sends what came together, and may yield.
-    ``send_late(messages)`` sends what has waited, of one channel: its other subscribers are further on. ``replay(sid,
-    name, after)`` holds a subscription, and replays what follows a position. ``position()`` is that of this node.
+    """Decides when messages are sent.
+
+    ``send(messages)`` sends what came together, and may yield. ``send_late(messages)`` sends what has waited, of one
+    channel: other channels of its subscribers are further on. ``replay(sid, name, after)`` holds a subscription, and
+    replays what follows a position. ``position()`` is that of this node.
     """
 
     #: Seconds after which a channel without messages is forgotten.
@@ -58,6 +60,7 @@ class Conflating:
         self._replay = replay
         self._position = position
         self._channels: dict[_Id, _Channel] = {}
+        self._next_forget = 0.0
         #: Whether any rule has ``max_rate``.
         self._active = False
         rules.watch(self._follow_rules)
@@ -69,6 +72,8 @@ class Conflating:
             self._send(messages)
             return
         now, of_log = time.monotonic(), messages[0].position is not None
+        if now >= self._next_forget:
+            self._forget_idle(now)
         of_channel: dict[str, list[EncodedMessage]] = {}
         for message in messages:
             of_channel.setdefault(message.channel, []).append(message)
@@ -94,18 +99,25 @@ class Conflating:
 
     def unsent(self, name: str, position: int) -> int:
         """Return the position up to which a subscription that is live was sent everything, ``position`` at most."""
-        for (channel, of_log), one in self._channels.items():
+        for one in self._of_log(name):
             before = one.conflated.before
-            if of_log and before is not None and (name == channel or matches(name, channel)):
+            if before is not None:
                 position = min(position, before)
         return position
 
     def begin(self, sid: str, name: str) -> None:
         """Note that a subscription has begun: it is not to get what waits."""
-        for (channel, of_log), one in self._channels.items():
-            if of_log and one.conflated and (name == channel or matches(name, channel)):
+        for one in self._of_log(name):
+            if one.conflated:
                 one.joined.add((name, sid))
                 self._watch(one, name)
+
+    def _of_log(self, name: str) -> list[_Channel]:
+        """Return the channels of the log that a subscription hears."""
+        if not is_pattern(name):
+            one = self._channels.get((name, True))
+            return [] if one is None else [one]
+        return [one for (channel, of_log), one in self._channels.items() if of_log and matches(name, channel)]
 
     def drop_log(self) -> None:
         """Forget messages of the log that wait: their epoch has ended, and all subscribers get a gap."""
@@ -180,7 +192,6 @@ class Conflating:
                     green.sleep(max(0.001, min(one.conflated.due_at - now, 1.0)))
         finally:
             one.scheduled = False
-        self._forget_idle(time.monotonic())
 
     def _send_all(
         self,
@@ -198,6 +209,7 @@ class Conflating:
                 one.conflated.sending = False
 
     def _forget_idle(self, now: float) -> None:
+        self._next_forget = now + self.idle
         for id, one in list(self._channels.items()):
             if not one.conflated and not one.scheduled and now > one.conflated.due_at + self.idle:
                 del self._channels[id]
