@@ -270,14 +270,17 @@ class SocketServer(Parts):
 
     # -- control, on all nodes and workers: docs/identity.md -----------------------------------------------------------
 
-    def connections(self, sub: str | None = None, limit: int = DEFAULT_CONNECTIONS) -> Connections:
+    def connections(
+        self, sub: str | None = None, limit: int = DEFAULT_CONNECTIONS, room: str | None = None
+    ) -> Connections:
         """Return the newest connections of all clients, or of the user ``sub``, with their count.
 
+        ``room``: only those in this Socket.IO room, in any namespace, or subscribed to the channel of this name.
         Waits for the answers of the other processes, as the methods below; they name those that did not answer. All of
         them raise :class:`InvalidRequestError` for invalid arguments.
         """
         self.start()
-        return self.control.connections(sub, limit=limit)
+        return self.control.connections(sub, limit=limit, room=room)
 
     def disconnect_user(self, sub: str) -> Done:
         """Disconnect all connections of a user, so that stock clients do not come back by themselves."""

@@ -23,8 +23,8 @@ _limited_log = RateLimitedLog(logger)
 _KIND = "control"
 #: The most connections of a list, and how many it has by default.
 MAX_CONNECTIONS, DEFAULT_CONNECTIONS = 1_000, 100
-#: The maximum lengths of a user's name and of a connection's id, in characters.
-MAX_SUB, MAX_SID = 1_000, 100
+#: The maximum lengths of a user's name, of a connection's id, and of a room's name, in characters.
+MAX_SUB, MAX_SID, MAX_ROOM = 1_000, 100, 1_000
 
 
 class Silent(NamedTuple):
@@ -83,15 +83,24 @@ class Control:
         bus.answer(_KIND, lambda sender, body: self._act(body))
         pubsub.receive_logged(CONTROL_CHANNEL, self._receive, self._missed)
 
-    def connections(self, sub: str | None, sid: str | None = None, limit: int = DEFAULT_CONNECTIONS) -> Connections:
-        """Return the newest connections: all, those of the user ``sub``, or the one with the id ``sid``."""
+    def connections(
+        self, sub: str | None, sid: str | None = None, limit: int = DEFAULT_CONNECTIONS, room: str | None = None
+    ) -> Connections:
+        """Return the newest connections: all, those of the user ``sub``, or the one with the id ``sid``.
+
+        ``room``: of these, only those that are in a Socket.IO room, or subscribed to the channel of this name.
+        """
         if not isinstance(limit, int) or not 1 <= limit <= MAX_CONNECTIONS:
             raise InvalidRequestError(f"limit must be a whole number from 1 to {MAX_CONNECTIONS}")
         if sub is not None:
             _check_text("sub", sub, MAX_SUB)
         if sid is not None:
             _check_text("sid", sid, MAX_SID)
-        answers, unanswered = self._everywhere({"action": "connections", "sub": sub, "sid": sid, "limit": limit})
+        if room is not None:
+            _check_text("room", room, MAX_ROOM)
+        answers, unanswered = self._everywhere(
+            {"action": "connections", "sub": sub, "sid": sid, "limit": limit, "room": room}
+        )
         found = [connection for answer in answers for connection in answer["connections"]]
         found.sort(key=lambda connection: connection["since"], reverse=True)
         return Connections(found[:limit], sum(answer["count"] for answer in answers), len(answers), unanswered)
@@ -135,9 +144,9 @@ class Control:
     def _act(self, request: dict[str, Any]) -> Any:
         """Do on this process what :meth:`_everywhere` does on all. Return the answer."""
         match request:
-            case {"action": "connections", "sub": sub, "sid": sid, "limit": limit}:
+            case {"action": "connections", "sub": sub, "sid": sid, "limit": limit, "room": room}:
                 own = self._bus.own
-                answer = self._local.connections(sub, sid, limit)
+                answer = self._local.connections(sub, sid, limit, room)
                 for connection in answer["connections"]:
                     connection |= {"node": own.name, "worker": own.worker}
                 return answer

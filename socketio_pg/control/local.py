@@ -54,11 +54,16 @@ class LocalControl:
         self._admission = admission
         self._presence = presence
 
-    def connections(self, sub: str | None, sid: str | None, limit: int) -> dict[str, Any]:
-        """Return the newest ``connections``, of all clients, of a user or of one id, and their ``count``."""
+    def connections(self, sub: str | None, sid: str | None, limit: int, room: str | None = None) -> dict[str, Any]:
+        """Return the newest ``connections``, of all clients, of a user or of one id, and their ``count``.
+
+        With ``room`` only those in this room, or subscribed to the channel of this name.
+        """
         found = self._of(sid) if sid is not None else self._sessions.all() if sub is None else self._sessions.of(sub)
         if sid is not None and sub is not None:
             found = [session for session in found if session.subject == sub]
+        if room is not None:
+            found = [session for session in found if self._is_in(session, room)]
         found.sort(key=lambda session: session.since, reverse=True)
         listed: list[dict[str, Any]] = []
         characters = 0
@@ -133,6 +138,11 @@ class LocalControl:
         self._server.manager.emit("error", error.to_wire(), namespace, to=sid, ignore_queue=True)
         # With Socket.IO's DISCONNECT, after which its clients do not reconnect by themselves.
         self._server.disconnect(sid, namespace, ignore_queue=True)
+
+    def _is_in(self, session: Session, room: str) -> bool:
+        # A subscription with a filter, and a stream, are in no Socket.IO room of the channel's name.
+        rooms = self._server.manager.rooms.get(session.namespace, {})
+        return session.sid in rooms.get(room, ()) or self._hub.is_subscribed(session.sid, room)
 
     def _describe(self, session: Session) -> dict[str, Any] | None:
         """Return a connection as a list shows it; None if it has just ended."""

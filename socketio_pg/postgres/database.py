@@ -156,7 +156,7 @@ def _translate(error: psycopg2.Error) -> SocketIOPGError:
         return InvalidChannelError(lines[0])
     if error.pgcode == "SG002":
         return PayloadTooLargeError(lines[0])
-    if error.pgcode in ("SG008", "SG011"):
+    if error.pgcode in ("SG008", "SG010", "SG011"):
         return InvalidRequestError(lines[0])
     # No such schema, table, function or column: the server uses only those of the schema socketio_pg.
     if error.pgcode in ("3F000", "42P01", "42883", "42703"):

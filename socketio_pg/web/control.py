@@ -44,7 +44,7 @@ class ControlApi:
         if limit is not None and not (limit.isdecimal() and len(limit) <= 4):
             raise InvalidRequestError(f"limit must be a whole number from 1 to {MAX_CONNECTIONS}")
         found = self._control.connections(
-            _one("sub"), _one("sid"), DEFAULT_CONNECTIONS if limit is None else int(limit)
+            _one("sub"), _one("sid"), DEFAULT_CONNECTIONS if limit is None else int(limit), _one("room")
         )
         return _json(found.to_wire())
 

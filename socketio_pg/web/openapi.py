@@ -430,6 +430,7 @@ def _control(max_bytes: int) -> Json:
         _query("sub", text, "Only those of this user."),
         _query("sid", sid, "Only the one with this id."),
         _query("limit", limit, "Maximum number of connections in the answer."),
+        _query("room", {"type": "string", "minLength": 1}, "Only those in this room, or subscribed to this channel."),
     ]
     of_connection: Json = {"name": "sid", "in": "path", "required": True, "schema": sid}
     return {

@@ -409,10 +409,13 @@ def test_flask_session_authenticates(login_server: ServerProcess) -> None:
         assert client.call("subscribe", {"channel": "user:bob"})["error"]["code"] == "forbidden"
         # `authenticate` calls the application's login, too.
         exp = int(time.time()) + 60
-        answer = client.call("authenticate", {"token": {"sub": "bob", "subscribe": ["user:bob"], "exp": exp}})
+        bob = {"sub": "bob", "subscribe": ["user:bob"], "publish": ["user:bob"], "exp": exp}
+        answer = client.call("authenticate", {"token": bob})
         assert (answer["ok"], answer["client"]) == (True, "bob")
         assert [client.next("unsubscribed")] == [{"channel": "user:alice", "reason": "forbidden"}]
         assert client.call("subscribe", {"channel": "user:bob"})["ok"]
+        assert client.call("publish", {"channel": "user:bob", "payload": 1})["ok"]
+        assert client.next("event")["from"] == {"sub": "bob"}
     assert "any page on the web" in login_server.log
 
 

@@ -108,6 +108,28 @@ def test_members_and_changes_are_known_everywhere(log: Log, nodes: list[ServerPr
         assert run("presence", channel, url=log.url).stdout == "nobody is there\n"
 
 
+def test_connections_in_a_room_of_the_application(nodes: list[ServerProcess], channel: str) -> None:
+    """They are no members: each process is asked for its own."""
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(SocketClient(node.url, auth={"token": mint(sub=sub, **ALL)}))
+            for node, sub in zip([*nodes, *nodes], ("ann", "bob", "cid", "dan"), strict=True)
+        ]
+        for client in clients[:2]:
+            assert client.call("enter", channel) is True
+        assert clients[2].call("subscribe", {"channel": channel, "filter": {"x": 1}})["ok"]
+        for node in nodes:
+            until(lambda: len(people(node, channel)) == 3, "all")  # noqa: B023 - called at once
+            assert people(node, channel) == ["ann", "bob", "cid"]
+            assert get(node, f"/members/{channel}")[1]["count"] == 0
+
+
+def people(node: ServerProcess, room: str) -> list[str]:
+    found = get(node, f"/room/{room}")[1]
+    assert found["count"] == len(found["connections"])
+    return sorted(one["sub"] for one in found["connections"])
+
+
 @pytest.mark.nightly
 def test_members_of_a_killed_node_leave(nodes: list[ServerProcess], channel: str) -> None:
     first, second = nodes

@@ -160,7 +160,7 @@ def test_metadata_of_notify_cannot_be_forged(log: LogDatabase) -> None:
         sender, receiver = PubSub(url), PubSub(url)
         try:
             heard: Any = green.Queue()
-            receiver.subscribe("chat", heard)
+            receiver.subscribe("chat", heard, on_gap=heard.put)
             sender.keys.read()
             receiver.keys.read()
             for id in (None, "x", "x"):
@@ -182,6 +182,14 @@ def test_metadata_of_notify_cannot_be_forged(log: LogDatabase) -> None:
                 log.sql(f'SET ROLE meta_publisher; BEGIN; NOTIFY "{META_CHANNEL}", {quoted(forged)};'
                         """NOTIFY chat, '{"n":1}'; COMMIT""")  # fmt: skip
                 assert heard.get(timeout=PATIENCE) == {"channel": "chat", "payload": {"n": 1}}
+            # Metadata arrives again after the connections were lost.
+            log.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name LIKE 'socketio_pg%%'"
+            )
+            assert heard.get(timeout=PATIENCE)["reason"] == "database_connection_lost"
+            sender.publish_one(Publication("chat", 2, False, sender=SENDER))
+            assert heard.get(timeout=PATIENCE)["from"] == json.loads(SENDER)
         finally:
             sender.disconnect()
             receiver.disconnect()

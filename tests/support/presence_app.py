@@ -7,6 +7,7 @@ green.patch()
 from typing import Any  # noqa: E402
 
 from flask import Flask, current_app, jsonify  # noqa: E402
+from flask_socketio import join_room  # noqa: E402
 
 from socketio_pg.presence.table import PresenceTable  # noqa: E402
 from socketio_pg.signals import channel_occupied, channel_vacated, member_joined, member_left  # noqa: E402
@@ -40,6 +41,17 @@ def joined(sender: Flask, channel: str, key: str) -> None:
 @member_left.connect
 def left(sender: Flask, channel: str, key: str) -> None:
     told.append(["left", channel, key])
+
+
+@server.socketio.on("enter")
+def enter(room: str) -> bool:
+    join_room(room)
+    return True
+
+
+@app.get("/room/<room>")
+def room(room: str) -> Any:
+    return jsonify(server.connections(room=room).to_wire())
 
 
 @app.get("/members/<channel>")
