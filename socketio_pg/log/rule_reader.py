@@ -60,7 +60,10 @@ class RuleReader:
         try:
             self._known.wait(seconds)
         except green.TimedOut:
-            raise DatabaseUnavailableError("the rules for channels cannot be read at the moment") from None
+            problem = self._problems[0] if self._problems else None
+            raise DatabaseUnavailableError(
+                "the rules for channels cannot be read at the moment", detail=problem
+            ) from None
 
     # -- the green thread ----------------------------------------------------------------------------------------------
 

@@ -66,7 +66,8 @@ def test_the_token_of_the_new_connection_counts(strict: Log, channel: str) -> No
 
 
 def test_a_session_ends_with_its_token(strict: Log, channel: str) -> None:
-    client = RecoveringClient(strict.server.url, auth=_token(channel, exp=int(time.time()) + 3))
+    # Long enough for a client to connect and subscribe on a slow machine.
+    client = RecoveringClient(strict.server.url, auth=_token(channel, exp=int(time.time()) + 8))
     try:
         client.subscribe(channel)
         client.send({"auth": _token(channel)})

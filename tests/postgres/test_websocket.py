@@ -136,7 +136,7 @@ def test_disconnect_before_subscribe_is_handled(server: SocketServer, channel: s
     assert server.pubsub.hub.channels() == set()
     green.sleep(0.1)  # now it runs, after the disconnect
     wait_until_clean(server)
-    assert own_listener(server.pubsub)._wanted == {LOG_CHANNEL}, "no LISTEN for a disconnected client"
+    assert not_reserved(own_listener(server.pubsub)._wanted) == set(), "no LISTEN for a disconnected client"
 
 
 def test_disconnect_during_subscribe(server: SocketServer, channel: str) -> None:
