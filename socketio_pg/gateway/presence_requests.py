@@ -152,6 +152,10 @@ class PresenceRequests:
     def complete(self, sid: str, channel: str, prepared: Prepared) -> dict[str, Any]:
         """Join and watch, as far as the client may. Return the field of the answer. Does not wait."""
         body: dict[str, Any] = {}
+        if prepared.watch:
+            self._rooms.watch(sid, channel)
+        else:
+            self._rooms.unwatch(sid, channel)
         if prepared.join:
             key = self._key(sid, prepared.key)
             membership = self._presence.join(
@@ -162,9 +166,7 @@ class PresenceRequests:
         else:
             self._rooms.leave(sid, channel)
         if prepared.watch:
-            body = self._rooms.watch(sid, channel) | body
-        else:
-            self._rooms.unwatch(sid, channel)
+            body = self._presence.state(channel) | body
         if prepared.refused:
             self._rooms.tell_ended(sid, channel, ForbiddenError.code)
         if self._permissions.is_overtaken(channel, prepared.mark):
@@ -272,19 +274,25 @@ def _subject(claims: Claims) -> str:
     subject = claims.subject
     if not subject:
         raise ForbiddenError("the token has no sub, which names the member")
-    if subject.startswith(ANONYMOUS) or len(subject.encode()) > MAX_SUBJECT or has_control_characters(subject):
+    if subject.startswith(ANONYMOUS) or not _is_storable(subject) or len(subject.encode()) > MAX_SUBJECT:
         raise ForbiddenError("the sub of this token cannot be the name of a member")
     return subject
+
+
+def _is_storable(text: str) -> bool:
+    """Return whether PostgreSQL can store a text: without control characters and lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return not has_control_characters(text)
 
 
 def _requested_key(value: object) -> str | None:
     if value is None:
         return None
-    try:
-        if isinstance(value, str) and 1 <= len(value.encode()) <= MAX_KEY and not has_control_characters(value):
-            return value
-    except UnicodeEncodeError:
-        pass
+    if isinstance(value, str) and _is_storable(value) and 1 <= len(value.encode()) <= MAX_KEY:
+        return value
     raise InvalidRequestError(f"key must be a string of 1 to {MAX_KEY} bytes without control characters")
 
 

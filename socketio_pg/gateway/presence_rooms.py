@@ -50,8 +50,11 @@ class PresenceRooms:
         watching = {(sid, channel) for sid, channels in self._watching.items() for channel in channels}
         return watching | {(one.client, one.channel) for one in self._presence.own()}
 
-    def watch(self, sid: str, channel: str) -> dict[str, Any]:
-        """Send a client the differences from now on. Return the state, which `Presence.roster` has loaded."""
+    def watch(self, sid: str, channel: str) -> None:
+        """Send a client the differences from now on. `Presence.roster` has loaded the channel.
+
+        Raises :class:`DatabaseUnavailableError` if that was too long ago.
+        """
         if not self.is_watching(sid, channel):
             if self._presence.watch(channel) is None:
                 raise DatabaseUnavailableError("the members of this channel cannot be read at the moment")
@@ -59,7 +62,6 @@ class PresenceRooms:
             self._watchers[channel] = self._watchers.get(channel, 0) + 1
             self._manager.enter_room(sid, "/", _room(channel))
             self.record(sid, channel)
-        return self._presence.state(channel)
 
     def unwatch(self, sid: str, channel: str) -> None:
         """Send a client no more differences."""
