@@ -6,7 +6,7 @@ import logging
 from flask import Flask
 from werkzeug.wrappers import Response
 
-from socketio_pg.core import config
+from socketio_pg.core import config, loading
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.logs import configure_logging
 from socketio_pg.postgres.embedded import EmbeddedPostgres
@@ -26,9 +26,9 @@ def create_app(**overrides: object) -> Flask:
 
     Raises :class:`ConfigurationError`.
     """
-    settings = config.load(overrides=overrides)
+    settings = loading.load(overrides=overrides)
     configure_logging(settings.log_level, settings.log_format)
-    for unknown, suggestion in config.unknown(config.given()):
+    for unknown, suggestion in loading.unknown(loading.given()):
         meant = f": did you mean {suggestion}?" if suggestion else ""
         logger.warning("%s in %s is not a setting%s", unknown.name, unknown.place, meant)
     app = Flask("socketio_pg", static_folder=None)

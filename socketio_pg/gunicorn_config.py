@@ -20,9 +20,10 @@ from gunicorn.http.message import Message
 from socketio_pg.core import green_library
 
 # gunicorn reserves the name `config` for a setting.
-from socketio_pg.core.config import SPARE_DESCRIPTORS, authority
-from socketio_pg.core.config import load as load_settings
+from socketio_pg.core.addresses import authority
+from socketio_pg.core.config import SPARE_DESCRIPTORS
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.loading import load as load_settings
 from socketio_pg.core.logs import RateLimitFilter, formatter
 from socketio_pg.engine import hosting
 from socketio_pg.engine.head import MAX_HEAD_BYTES

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     for ending in ENDING:
         signal.signal(ending, lambda signum, frame: sys.exit(128 + signum))
 
-from socketio_pg.core import config, green_library
+from socketio_pg.core import config, green_library, loading
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.engine import hosting
 
@@ -24,7 +24,7 @@ EXIT_CONFIGURATION = 4
 
 if __name__ == "__main__":
     with contextlib.suppress(ConfigurationError):  # reported below
-        green_library.want(config.load().green)
+        green_library.want(loading.load().green)
 _refusal = hosting.refusal_at_start()
 if _refusal is not None:
     print(f"socketio_pg: {_refusal}.", file=sys.stderr, flush=True)
@@ -47,7 +47,7 @@ from collections.abc import Callable, Sequence
 from flask import Flask
 
 from socketio_pg.app import create_app
-from socketio_pg.core.config import authority
+from socketio_pg.core.addresses import authority
 from socketio_pg.postgres.embedded import EmbeddedPostgres
 from socketio_pg.websocket import SocketServer
 
@@ -75,7 +75,7 @@ def _create_for_development() -> Flask:
     for ending in ENDING:
         signal.signal(ending, lambda signum, frame: received.append(signum))
     try:
-        settings = config.load()
+        settings = loading.load()
         _check_address(settings)
     except ConfigurationError:
         settings = None  # reported below

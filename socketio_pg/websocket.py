@@ -13,7 +13,7 @@ from socketio_pg.access.authentication import Authenticate
 from socketio_pg.access.tokens import Claims
 from socketio_pg.cluster.node import ClusterManager
 from socketio_pg.control.control import DEFAULT_CONNECTIONS, Connections, Done
-from socketio_pg.core import config, green, green_library
+from socketio_pg.core import addresses, config, green, green_library, loading
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, UntrustedSchemaError
 from socketio_pg.core.problems import Problem
 from socketio_pg.engine import hosting
@@ -31,7 +31,7 @@ class SocketServer(Parts):
 
     ``dsn`` is the database's address; the default is that of the settings, then ``SQLALCHEMY_DATABASE_URI`` of ``app``.
     ``enable_test_page`` serves the playground at ``/socket-test``; ``test`` adds the event ``test_pub``. ``port`` is
-    for :meth:`run`. ``settings`` has all other settings; the default is :func:`config.load`.
+    for :meth:`run`. ``settings`` has all other settings; the default is :func:`loading.load`.
     ``authenticate(request, auth)`` replaces tokens: it gets Flask's request of the handshake, within its context, and
     the ``auth`` of the client. It returns :class:`Claims` or None, or raises :class:`UnauthorizedError`.
     ``binary`` allows binary data in events of the application; otherwise a client that sends any is disconnected.
@@ -59,7 +59,7 @@ class SocketServer(Parts):
         if refusal is not None:
             raise ConfigurationError(f"{refusal}.")
         # A dsn given here leaves no reason to read the working folder's local.cfg.
-        settings = settings or config.load(file=None if dsn else config.LOCAL_CFG)
+        settings = settings or loading.load(file=None if dsn else loading.LOCAL_CFG)
         self.app = app = app if app is not None else Flask("socketio_pg", static_folder=None)
         self.port = port
         self._started = False
@@ -155,7 +155,7 @@ class SocketServer(Parts):
         ``on_listening`` is called once connections are accepted. Raises OSError when the port is taken.
         """
         listener = green.listen(self.settings.host, self.port)
-        self.start([f"http://{config.authority(self.settings.host, self.port)}"])
+        self.start([f"http://{addresses.authority(self.settings.host, self.port)}"])
         self._serving = green.spawn(green.serve_wsgi, listener, self.app, self.settings.max_connections)
         if on_listening is not None:
             on_listening()

@@ -11,7 +11,7 @@ import click
 
 from socketio_pg.cli.command import Failure, Misuse, Unavailable, examples, json_option, open_database
 from socketio_pg.cli.terminal import print_json, table, tell
-from socketio_pg.core import config
+from socketio_pg.core import addresses, loading
 from socketio_pg.postgres.database import fetch, session
 from socketio_pg.postgres.trust import verify
 
@@ -29,11 +29,11 @@ def connections(sub: str | None, url: str | None, limit: int, as_json: bool) -> 
 
     SUB is the claim 'sub' of the user's tokens. The command asks a running server, and needs its ADMIN_TOKEN.
     """
-    settings = config.load()
+    settings = loading.load()
     if settings.admin_token is None:
         raise Misuse("set ADMIN_TOKEN to that of the server.")
     query = {"limit": limit} | ({} if sub is None else {"sub": sub})
-    address = (url or f"http://{config.authority(settings.host, settings.port)}").rstrip("/")
+    address = (url or f"http://{addresses.authority(settings.host, settings.port)}").rstrip("/")
     found = _get(f"{address}/api/connections?{urlencode(query)}", settings.admin_token)
     if as_json:
         print_json(found)
@@ -69,7 +69,7 @@ def disconnect(sub: str | None, sid: str | None) -> None:
     """
     if (sub is None) == (sid is None):
         raise Misuse("name a user, or a connection with --connection.")
-    database = open_database(config.load())
+    database = open_database(loading.load())
     with session(database, "cli disconnect") as connection:
         verify(database, connection)
         if sub is not None:

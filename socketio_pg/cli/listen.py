@@ -22,7 +22,7 @@ from socketio_pg.cli.command import (
 )
 from socketio_pg.cli.listening import FromDatabase, FromServer, Source, Start, parse_since
 from socketio_pg.cli.terminal import abandon_output, json_text, print_json, say
-from socketio_pg.core import config
+from socketio_pg.core import loading
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import InvalidRequestError
 from socketio_pg.log.starts import MAX_HISTORY
@@ -124,7 +124,7 @@ def _start(since: str | None, history: int | None) -> Start:
 def _open(url: str | None, token: str | None) -> Source:
     if url is not None:
         return FromServer(url, token)
-    settings = config.load()
+    settings = loading.load()
     require_database(settings)
     return FromDatabase(settings)
 

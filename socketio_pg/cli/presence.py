@@ -7,7 +7,7 @@ import orjson
 
 from socketio_pg.cli.command import examples, json_option, open_database
 from socketio_pg.cli.terminal import clean, json_text, print_json, say, table
-from socketio_pg.core import config
+from socketio_pg.core import loading
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.postgres.database import fetch, session
 
@@ -40,7 +40,7 @@ def presence(channel: str, only_count: bool, as_json: bool) -> None:
     One line for each connection of each member. --json prints one object for each.
     """
     validate_channel(channel)
-    database = open_database(config.load())
+    database = open_database(loading.load())
     with session(database, "cli presence") as connection:
         if only_count:
             [(count,)] = fetch(connection, _COUNT, channel)

@@ -10,7 +10,7 @@ import click
 
 from socketio_pg.cli.command import examples, json_option, open_database, token_option, url_option
 from socketio_pg.cli.terminal import Progress, print_json, say, tell
-from socketio_pg.core import config, green
+from socketio_pg.core import green, loading
 from socketio_pg.core.channels import match_pattern, validate_channel
 from socketio_pg.core.errors import InvalidRequestError, LogNotInstalledError, PayloadTooLargeError
 from socketio_pg.core.messages import MAX_NOTIFY_BYTES, Position, check_size, is_strict_json
@@ -147,7 +147,7 @@ SELECT epoch::text, position FROM socketio_pg.log, socketio_pg.head WHERE channe
 
 def _to_database(publication: Publication, text: str, *, wait: bool) -> tuple[Published, str | None]:
     """Publish JSON text. Return the result, and a sentence about why it has no position yet, if it is to have one."""
-    settings = config.load()
+    settings = loading.load()
     database = open_database(settings)
     with session(database, "cli publish") as connection:
         durable = publication.durable

@@ -6,7 +6,7 @@ import click
 
 from socketio_pg.cli.command import examples, json_option, open_database
 from socketio_pg.cli.terminal import age, print_json, say, table
-from socketio_pg.core import config
+from socketio_pg.core import loading
 from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import LogNotInstalledError
 from socketio_pg.core.rules import Origin, Rules
@@ -23,7 +23,7 @@ def rules(channel: str | None, as_json: bool) -> None:
 
     The most specific rule comes first. Those of CHANNEL_RULES are those of this command's own settings.
     """
-    settings = config.load()
+    settings = loading.load()
     if channel is not None:
         validate_channel(channel)
     found = Rules.of_settings(settings)

@@ -4,7 +4,7 @@ import click
 
 from socketio_pg.cli.command import examples, open_database
 from socketio_pg.cli.terminal import Progress, clean, tell, wrapped
-from socketio_pg.core import config
+from socketio_pg.core import loading
 from socketio_pg.postgres import schema
 from socketio_pg.postgres.database import fetch, session
 from socketio_pg.postgres.trust import verify
@@ -43,7 +43,7 @@ def init(
     role of DATABASE_URL needs CREATE on the database and becomes the schema's owner; it needs no superuser rights.
     The command also applies MAX_PAYLOAD.
     """
-    settings = config.load()
+    settings = loading.load()
     roles = (server_role, publisher_role, client_role, watcher_role, emitter_role, consumer_role, admin_role)
     if sql:
         statements = schema.statements(settings.max_payload, *roles, schema_owner=settings.schema_owner)
@@ -66,7 +66,7 @@ def rotate_key() -> None:
     and accept the old one until a minute later: no message is lost. Rotate the key if a role could read it that must
     not. The role of DATABASE_URL must own the schema. Has no effect on servers with CLUSTER_KEY.
     """
-    database = open_database(config.load())
+    database = open_database(loading.load())
     with session(database, "cli rotate-key") as connection:
         verify(database, connection)
         fetch(connection, "SELECT socketio_pg.rotate_cluster_key()")
@@ -81,7 +81,7 @@ def drop(yes: bool) -> None:
     Also removes watches, and policies on socketio_pg.messages. Your own tables do not change. Removes nothing if one
     of your own objects depends on the schema. The role must own the schema and the watched tables.
     """
-    database = open_database(config.load())
+    database = open_database(loading.load())
     with session(database, "cli drop"):
         pass  # reports connection errors before the confirmation
     if not yes:

@@ -22,7 +22,7 @@ import jwt
 
 from socketio_pg.cli.command import FAILED, examples, json_option, open_database, token_option, url_option
 from socketio_pg.cli.terminal import Progress, entry, print_json, say
-from socketio_pg.core import config
+from socketio_pg.core import loading
 from socketio_pg.core.config import NAMES, Settings
 from socketio_pg.core.errors import DatabaseUnavailableError, SocketIOPGError
 from socketio_pg.core.variables import PREFIX
@@ -202,7 +202,7 @@ def bench(
     channel = channel or f"bench:{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
         if url is None:
-            settings = config.load()
+            settings = loading.load()
             with session(open_database(settings), "cli bench"):
                 pass  # reports connection errors immediately
             say("starting a server …", error=True)

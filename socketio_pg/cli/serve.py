@@ -8,7 +8,7 @@ from click.shell_completion import get_completion_class
 
 from socketio_pg.cli.command import Failure, examples
 from socketio_pg.cli.terminal import say, width, wrapped
-from socketio_pg.core import config
+from socketio_pg.core import addresses, config, loading
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.doctor import checks_settings
 from socketio_pg.workers.node import MAX_WORKERS
@@ -26,13 +26,13 @@ def serve(host: str | None, port: int | None, workers: int | None) -> None:
     address from DATABASE_URL or local.cfg.
     """
     given = {"host": host, "port": port}
-    settings = config.load(overrides={name: value for name, value in given.items() if value is not None})
+    settings = loading.load(overrides={name: value for name, value in given.items() if value is not None})
     if settings.database_url is None and not settings.debug:
         raise ConfigurationError(config.NO_DATABASE)
     for finding in checks_settings.configuration(settings):  # gunicorn would print the same among its own log lines
         if finding.level == "error":
             raise ConfigurationError(finding.found)
-    address = config.authority(settings.host, settings.port)
+    address = addresses.authority(settings.host, settings.port)
     arguments = ["-c", "python:socketio_pg.gunicorn_config", "--bind", address]
     if workers is not None:
         arguments += ["--workers", str(workers)]

@@ -6,7 +6,7 @@ import click
 
 from socketio_pg.cli.command import FAILED, examples, json_option, open_database
 from socketio_pg.cli.terminal import Progress, age, clean, entry, print_json, say, table, wrapped
-from socketio_pg.core import config
+from socketio_pg.core import loading
 from socketio_pg.doctor.doctor import examine
 from socketio_pg.doctor.findings import Finding
 from socketio_pg.doctor.status import MAX_CHANNELS, MAX_COUNTED, read_status
@@ -20,7 +20,7 @@ def status(as_json: bool) -> None:
 
     Also works without the schema.
     """
-    database = open_database(config.load())
+    database = open_database(loading.load())
     with session(database, "cli status") as connection:
         found = read_status(database, connection)
     if as_json:
@@ -131,7 +131,7 @@ def doctor(as_json: bool, verbose: bool) -> None:
     counts = {"ok": 0, "warning": 0, "error": 0}
     with Progress() as progress:
         progress.show("checking …")
-        for finding in examine(config.load()):
+        for finding in examine(loading.load()):
             counts[finding.level] += 1
             progress.show("")
             if as_json:

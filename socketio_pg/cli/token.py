@@ -10,7 +10,7 @@ import orjson
 from socketio_pg.access.tokens import HMAC_ALGORITHMS
 from socketio_pg.cli.command import as_seconds, examples
 from socketio_pg.cli.terminal import tell
-from socketio_pg.core import config
+from socketio_pg.core import config, loading
 from socketio_pg.core.errors import ConfigurationError
 
 
@@ -51,7 +51,7 @@ def token(
     Signs it with JWT_SECRET; in production your login service creates tokens. iss and aud come from JWT_ISSUER and
     JWT_AUDIENCE.
     """
-    settings = config.load()
+    settings = loading.load()
     key, algorithm = _key(settings, secret)
     now = int(time.time())
     claims: dict[str, Any] = {"sub": sub, "iat": now, "exp": now + int(expires)}

@@ -8,7 +8,7 @@ import click
 
 from socketio_pg.cli.command import Failure, examples, json_option, names, open_database
 from socketio_pg.cli.terminal import print_json, say, table, tell
-from socketio_pg.core import config
+from socketio_pg.core import loading
 from socketio_pg.postgres.database import fetch, session, translated_errors
 from socketio_pg.postgres.trust import verify
 
@@ -105,7 +105,7 @@ def watches(as_json: bool) -> None:
 @contextlib.contextmanager
 def _verified() -> Iterator[Any]:
     """A connection to the database, whose schema socketio_pg is trusted."""
-    database = open_database(config.load())
+    database = open_database(loading.load())
     with session(database, "cli watch") as connection:
         verify(database, connection)
         yield connection

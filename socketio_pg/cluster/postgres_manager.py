@@ -20,9 +20,9 @@ from socketio_pg.client import execute
 from socketio_pg.cluster.chunks import Assembler, split
 from socketio_pg.cluster.emitter_seal import EmitterSeal
 from socketio_pg.cluster.queue_manager import Command, QueueManager
+from socketio_pg.core.addresses import LIBPQ_DEFAULTS, database_url
 from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import QUEUE_CHANNEL, RESERVED_PREFIX, quote_identifier
-from socketio_pg.core.config import LIBPQ_DEFAULTS, database_url
 from socketio_pg.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailableError, SocketIOPGError
 from socketio_pg.postgres.session import session_sql
 

@@ -7,8 +7,8 @@ from sqlalchemy import Engine, create_engine
 
 from socketio_pg.cluster.emitter_seal import EmitterSeal
 from socketio_pg.cluster.queue_manager import Command
+from socketio_pg.core.addresses import database_url
 from socketio_pg.core.channels import QUEUE_CHANNEL
-from socketio_pg.core.config import database_url
 
 
 class RedisManager(socketio.RedisManager):  # type: ignore[misc]

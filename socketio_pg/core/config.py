@@ -1,45 +1,17 @@
-"""The settings: one table with name, type, default and help. Environment over ``local.cfg`` over default."""
+"""The settings: one table with name, type, default and help. :mod:`~socketio_pg.core.loading` reads them."""
 
 import dataclasses
-import difflib
-import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from socketio_pg.core import green_library, local_cfg, parsers, variables
-from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core import green_library, parsers
+from socketio_pg.core.addresses import redact
 from socketio_pg.core.rules import Rule, parse_rules
 
-LOCAL_CFG = Path("local.cfg")
-#: libpq parameters used unless the address sets them: they detect a broken network connection in 15 to 20 s.
-LIBPQ_DEFAULTS = {
-    "keepalives_idle": "5",
-    "keepalives_interval": "3",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "15000",
-}
 #: File descriptors needed besides those of clients: for the database, logs, and rejected requests.
 SPARE_DESCRIPTORS = 100
-
-
-def redact(address: str | None) -> str | None:
-    """Return a database address without its password, for messages and logs. In doubt hides too much."""
-    if address is None:
-        return None
-    if re.match(r"[\w+.-]+://", address):
-        # Up to the last @: a password that is not percent-encoded may contain any character.
-        address = re.sub(r"(://[^:@/?#]*:).*@", r"\1***@", address, flags=re.DOTALL)
-    elif "@" in address and not re.match(r"\s*\w+\s*=", address):
-        address = "***" + address[address.rindex("@") :]
-    return re.sub(
-        r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:\\.|[^\s&\\])+)",
-        r"\1***",
-        address,
-        flags=re.DOTALL | re.IGNORECASE,
-    )
 
 
 def _hide(_: str) -> str:
@@ -434,75 +406,6 @@ NO_DATABASE_REMEDY = (
     "set DATABASE_URL in the environment, or SQLALCHEMY_DATABASE_URI in local.cfg (or DEBUG=1 for an embedded one)"
 )
 NO_DATABASE = f"No database is configured: {NO_DATABASE_REMEDY}."
-
-
-def authority(host: str, port: int) -> str:
-    """Return host and port as in a URL: an IPv6 address is in brackets (RFC 3986, section 3.2.2)."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def load(
-    environment: Mapping[str, str] | None = None,
-    file: Path | None = LOCAL_CFG,
-    overrides: Mapping[str, object] | None = None,
-) -> Settings:
-    """Return the settings: ``overrides`` (field names) over the environment over ``file`` over the defaults.
-
-    A name with the prefix SOCKETIO_PG_ precedes one without, also when it is in the file.
-
-    Raises :class:`ConfigurationError` with one sentence that names the setting, its value and the allowed values.
-    """
-    found = given(environment, file)
-    overrides = dict(overrides or {})
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(Settings):
-        name = field.name.upper()
-        if field.name in overrides:
-            chosen = variables.Given(name, overrides.pop(field.name), "create_app()")
-        elif name in found:
-            chosen = found[name][0]
-        else:
-            continue
-        if chosen.value is None:
-            continue
-        try:
-            values[field.name] = field.metadata["parse"](chosen.value)
-        except ValueError as error:
-            shown = field.metadata["show"](str(chosen.value))
-            raise ConfigurationError(f"{chosen.name} in {chosen.place} is {shown!r}; allowed: {error}.") from None
-    if overrides:
-        raise ConfigurationError(f"unknown setting: {', '.join(sorted(overrides))}.")
-    return Settings(**values)
-
-
-def given(
-    environment: Mapping[str, str] | None = None, file: Path | None = LOCAL_CFG
-) -> dict[str, list[variables.Given]]:
-    """Return all values in the environment and the file, of settings and of other names, as `variables.collect` does.
-
-    Raises :class:`ConfigurationError` if the file cannot be read.
-    """
-    places: dict[str, Mapping[str, Any]] = {variables.ENVIRONMENT: variables.of_environment(environment)}
-    if file is not None and file.exists():
-        places[str(file)] = local_cfg.read(file, NAMES)
-    return variables.collect(places)
-
-
-def unknown(found: Mapping[str, Sequence[variables.Given]]) -> Iterator[tuple[variables.Given, str | None]]:
-    """Yield each name in ``found`` that has the prefix and is no setting, with the name that may have been meant."""
-    for setting in sorted(found.keys() - NAMES):
-        similar = difflib.get_close_matches(setting, NAMES, 1, 0.75)
-        for one in found[setting]:
-            if one.name.startswith(variables.PREFIX) and one.name not in variables.OTHERS:
-                yield one, variables.PREFIX + similar[0] if similar else None
-
-
-def database_url(value: object) -> str:
-    """Return a database address in libpq's form. Raises :class:`ConfigurationError`."""
-    try:
-        return parsers.database_url(value)
-    except ValueError as error:
-        raise ConfigurationError(f"the database address is {redact(str(value))!r}; allowed: {error}.") from None
 
 
 def describe() -> list[tuple[str, str, str]]:

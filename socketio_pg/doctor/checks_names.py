@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from socketio_pg.core import config
+from socketio_pg.core import config, loading
 from socketio_pg.core.variables import PREFIX, Given
 from socketio_pg.doctor.findings import Finding, warning
 
@@ -13,7 +13,7 @@ _PARSE = {field.name.upper(): field.metadata["parse"] for field in dataclasses.f
 
 def names(found: Mapping[str, Sequence[Given]]) -> Iterator[Finding]:
     """Find names with the prefix that are no settings, and settings that have two values under their two names."""
-    for unknown, suggestion in config.unknown(found):
+    for unknown, suggestion in loading.unknown(found):
         remedy = f"rename it {suggestion}" if suggestion else "remove it; `socketio-pg settings` lists all settings"
         yield warning("names", f"{unknown.name} in {unknown.place} is not a setting", remedy)
     for setting in sorted(config.NAMES & found.keys()):

@@ -22,7 +22,8 @@ from socketio_pg.access.policies import Policies
 from socketio_pg.cluster import select as cluster
 from socketio_pg.cluster.redis import RedisCluster
 from socketio_pg.core import green, green_library
-from socketio_pg.core.config import SPARE_DESCRIPTORS, Settings, authority, redact
+from socketio_pg.core.addresses import authority, redact
+from socketio_pg.core.config import SPARE_DESCRIPTORS, Settings
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.seal import Seal
 from socketio_pg.core.sealing import Sealing

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from socketio_pg.core import config
+from socketio_pg.core import loading
 from socketio_pg.core.config import NO_DATABASE_REMEDY, Settings
 from socketio_pg.core.errors import DatabaseError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.doctor import checks_database, checks_log, checks_names, checks_rules, checks_settings
@@ -14,7 +14,7 @@ from socketio_pg.postgres.database import Database, session, wait_green
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Run all checks and yield each finding immediately. The checks are independent of one another."""
-    yield from checks_names.names(config.given())
+    yield from checks_names.names(loading.given())
     yield from checks_settings.configuration(settings)
     yield from checks_settings.safety(settings)
     yield from checks_settings.key_set(settings)

@@ -15,7 +15,7 @@ import psycopg2
 import psycopg2.extensions
 
 from socketio_pg.core import green
-from socketio_pg.core.config import LIBPQ_DEFAULTS, redact
+from socketio_pg.core.addresses import LIBPQ_DEFAULTS, redact
 from socketio_pg.core.errors import (
     ConfigurationError,
     DatabaseError,

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from socketio_pg.core import config, green
+from socketio_pg.core import addresses, config, green, loading
 from socketio_pg.core.channels import LOG_CHANNEL, RULES_CHANNEL, validate_channel
 from socketio_pg.core.cursors import Since
 from socketio_pg.core.errors import ConfigurationError, LogNotInstalledError
@@ -97,7 +97,7 @@ class PubSub:
         schema_owner: str | None = None,
     ) -> None:
         if dsn is None:
-            settings = config.load()
+            settings = loading.load()
             dsn, listen_dsn = settings.database_url, listen_dsn or settings.listen_database_url
             cluster_key = cluster_key or settings.cluster_key
             schema_owner = schema_owner or settings.schema_owner
@@ -105,7 +105,7 @@ class PubSub:
             raise ConfigurationError(config.NO_DATABASE)
         wait_green()
         self.database = Database(
-            config.database_url(dsn), config.database_url(listen_dsn) if listen_dsn else None, schema_owner
+            addresses.database_url(dsn), addresses.database_url(listen_dsn) if listen_dsn else None, schema_owner
         )
         self.sealing = sealing or Sealing(Seal())
         self.keys = keys(KeyReader(self.database, self.sealing, cluster_key))

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from socketio_pg.core.config import Settings, load
+from socketio_pg.core.config import Settings
+from socketio_pg.core.loading import load
 
 
 def load_file(text: str, environment: dict[str, str] | None = None, **overrides: object) -> Settings:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.core import config, local_cfg
-from socketio_pg.core.config import Settings, authority, describe, load
+from socketio_pg.core import loading, local_cfg
+from socketio_pg.core.addresses import authority
+from socketio_pg.core.config import Settings, describe
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.loading import load
 from socketio_pg.core.variables import ALIASES, PREFIX
 from tests.support.settings import assert_one_sentence, load_file
 
@@ -92,7 +94,7 @@ def test_variables_that_kubernetes_sets_for_a_service_named_socketio_pg_are_no_s
         "SOCKETIO_PG_CANARY_PORT": "tcp://10.0.0.2:80", "SOCKETIO_PG_CANARY_SERVICE_HOST": "10.0.0.2",
     }  # fmt: skip
     assert load({**service, "PORT": "4444"}) == Settings(port=4444)
-    assert list(config.unknown(config.given(service))) == []
+    assert list(loading.unknown(loading.given(service))) == []
 
 
 def test_unknown_names_with_the_prefix_are_found() -> None:
@@ -100,8 +102,8 @@ def test_unknown_names_with_the_prefix_are_found() -> None:
     with pytest.raises(ConfigurationError, match="SOCKETIO_PG_SENTRY must be a literal value"):
         load({})
     Path("local.cfg").write_text("SOCKETIO_PG_SENTRY = 1\nOTHER = 1", "utf-8")
-    found = config.given({"SOCKETIO_PG_JWT_SECERT": "s3cret", "SOCKETIO_PG_TOKEN": "t", "OTHER_NAME": "1"})
-    names = [(given.name, given.place, meant) for given, meant in config.unknown(found)]
+    found = loading.given({"SOCKETIO_PG_JWT_SECERT": "s3cret", "SOCKETIO_PG_TOKEN": "t", "OTHER_NAME": "1"})
+    names = [(given.name, given.place, meant) for given, meant in loading.unknown(found)]
     assert names == [
         ("SOCKETIO_PG_JWT_SECERT", "the environment", "SOCKETIO_PG_JWT_SECRET"),
         ("SOCKETIO_PG_SENTRY", "local.cfg", None),

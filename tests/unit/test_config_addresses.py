@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from socketio_pg.core.config import database_url, load, redact
+from socketio_pg.core.addresses import database_url, redact
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.loading import load
 from tests.support.settings import load_file
 
 pytestmark = pytest.mark.usefixtures("clean_settings")

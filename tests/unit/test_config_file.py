@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from socketio_pg.core.config import Settings, load
+from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.loading import load
 from tests.support.settings import assert_one_sentence, load_file
 
 pytestmark = pytest.mark.usefixtures("clean_settings")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from flask import Flask
 
-from socketio_pg.core import config
+from socketio_pg.core import config, loading
 from socketio_pg.web import pages as web
 from tests.support.missing import missing
 
@@ -64,7 +64,7 @@ def seconds(text: str) -> int:
 def check(environment: dict[str, str]) -> None:
     """Check that all names are settings, and that all values without a placeholder are valid."""
     assert set(environment) <= SETTINGS
-    config.load({name: value for name, value in environment.items() if "${" not in value}, None)
+    loading.load({name: value for name, value in environment.items() if "${" not in value}, None)
 
 
 def test_every_file_requires_tokens(

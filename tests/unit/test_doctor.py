@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from socketio_pg.core import config
 from socketio_pg.core import green as green_threads
+from socketio_pg.core import loading
 from socketio_pg.core.config import Settings
 from socketio_pg.core.seal import REASONS
 from socketio_pg.doctor import checks_database, checks_log, checks_settings
@@ -135,7 +135,7 @@ def test_each_reason_to_refuse_a_text_has_a_remedy(reason: str) -> None:
 
 def test_names_of_settings_without_their_values() -> None:
     Path("local.cfg").write_text("SOCKETIO_PG_HOST = '::1'\nSOCKETIO_PG_TEST_PAGE = 'no'\nPORT = 3030\nAUTH = 'no'")
-    found = config.given({
+    found = loading.given({
         "HOST": "example.com", "TEST_PAGE": "0", "SOCKETIO_PG_PORT": "3030", "SOCKETIO_PG_AUTH": "off",
         "SOCKETIO_PG_JWT_SECRET": "s3cret-1", "JWT_SECRET": "s3cret-2", "SOCKETIO_PG_JWT_ISUER": "s3cret-3",
     })  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.core import config
+from socketio_pg.core import loading
 from socketio_pg.core.channels import match_pattern
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.core.rules import (
@@ -200,11 +200,11 @@ def test_invalid_rules_are_refused_with_their_pattern_and_column(text: str, mess
 def test_the_setting_takes_text_or_an_object_and_names_itself_in_errors() -> None:
     expected = {"chat:*": Rule(max_messages=100, max_age=60.0)}
     text = '{"chat:*": {"max_messages": 100, "max_age": 60, "rate": null}}'
-    assert config.load({"SOCKETIO_PG_CHANNEL_RULES": text}, None).channel_rules == expected
+    assert loading.load({"SOCKETIO_PG_CHANNEL_RULES": text}, None).channel_rules == expected
     assert parse_rules(json.loads(text)) == expected
     assert parse_rules(" ") == {}
     with pytest.raises(ConfigurationError, match="CHANNEL_RULES"):
-        config.load({"SOCKETIO_PG_CHANNEL_RULES": '{"a": {"b": 1}}'}, None)
+        loading.load({"SOCKETIO_PG_CHANNEL_RULES": '{"a": {"b": 1}}'}, None)
 
 
 def test_a_pattern_may_begin_like_a_reserved_name_only_if_it_matches_others() -> None:
