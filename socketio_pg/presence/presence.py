@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import orjson
 
@@ -21,6 +21,7 @@ from socketio_pg.core.channels import validate_channel
 from socketio_pg.core.errors import DatabaseUnavailableError, SocketIOPGError
 from socketio_pg.postgres.database import Database
 from socketio_pg.presence.memberships import Membership, Memberships
+from socketio_pg.presence.observers import Observer, Observers
 from socketio_pg.presence.roster import Change, Meta, Roster, to_body, to_change
 from socketio_pg.presence.table import PresenceTable, Written
 
@@ -28,11 +29,6 @@ logger = logging.getLogger("socketio_pg.presence")
 
 #: The kind of the messages on the bus.
 _KIND = "presence"
-
-#: What happens to a channel: it gets its first member, a member joins, one leaves, the last one has left.
-Event: TypeAlias = Literal["occupied", "joined", "left", "vacated"]
-#: Gets the event, the channel, and the key of the member; None if the event is about the channel.
-Observer: TypeAlias = Callable[[Event, str, str | None], object]
 
 
 @dataclass(eq=False, slots=True)
@@ -84,11 +80,9 @@ class Presence:
         self._open: dict[str, _Open] = {}
         #: Those of which a change may have been missed.
         self._doubtful: set[str] = set()
-        self._table = PresenceTable(database, lambda: bus.own, self, announce, self._wants_members)
+        self._observers = Observers(announce is not None and announce_members)
+        self._table = PresenceTable(database, lambda: bus.own, self, announce, self._observers.want_members)
         self._receivers: list[Callable[[str], object]] = []
-        self._announce_members = announce is not None and announce_members
-        self._observers: list[Observer] = []
-        self._members_wanted: list[Callable[[], bool]] = []
         #: The processes that have members, and those that were heard since the database was last asked for them.
         self._processes: set[str] = set()
         self._heard: set[str] = set()
@@ -131,28 +125,7 @@ class Presence:
         one green thread, in which the observer may wait. A crash of PostgreSQL, or the end of that process at this
         moment, may lose one, or repeat one.
         """
-        self._observers.append(observer)
-        self._members_wanted.append(members)
-
-    def _wants_members(self) -> bool:
-        return self._announce_members or any(wanted() for wanted in self._members_wanted)
-
-    def _tell(self, written: Sequence[Written]) -> None:
-        """Tell the observers what was written, in order."""
-        events: list[tuple[Event, str, str | None]] = []
-        for one in written:
-            if one.after and not one.before:
-                events.append(("occupied", one.channel, None))
-            events += [("joined", one.channel, key) for key in one.joined]
-            events += [("left", one.channel, key) for key in one.left]
-            if one.before and not one.after:
-                events.append(("vacated", one.channel, None))
-        for event in events:
-            for observer in self._observers:
-                try:
-                    observer(*event)
-                except Exception:  # the application's
-                    logger.exception("an observer of presence failed")
+        self._observers.add(observer, members)
 
     @property
     def stale(self) -> bool:
@@ -370,8 +343,7 @@ class Presence:
             if opened is not None:
                 # Its own connections are there already, and may have changed again since.
                 self._apply(channel, opened, Change(change.process, change.link, dead=change.dead))
-        if self._observers and any(bool(one.before) != bool(one.after) or one.joined or one.left for one in written):
-            green.run_soon(self._tell, written)
+        self._observers.tell_soon(written)
 
     def reading(self, channels: Sequence[str]) -> None:
         for channel in channels:
