@@ -1,8 +1,5 @@
 """The OpenAPI 3.1 document of `api`, with the settings' limits and the error codes of `api_errors`. Does no I/O."""
 
-from typing import Any
-
-from socketio_pg.control.control import DEFAULT_CONNECTIONS, MAX_CONNECTIONS, MAX_SID, MAX_SUB
 from socketio_pg.core.channels import MAX_CHANNEL_BYTES, RESERVED_PREFIX
 from socketio_pg.core.config import Settings
 from socketio_pg.core.cursors import MAX_POSITION
@@ -12,9 +9,8 @@ from socketio_pg.log.log import DEFAULT_MESSAGES, MAX_MESSAGES
 from socketio_pg.log.starts import MAX_HISTORY, MAX_TOKEN_CHARACTERS
 from socketio_pg.streams.preparing import MAX_CHANNELS
 from socketio_pg.version import __version__
-from socketio_pg.web.api_errors import BODY_STATUSES, STATUSES
-
-Json = dict[str, Any]
+from socketio_pg.web.openapi_control import control_paths, control_schemas
+from socketio_pg.web.openapi_parts import Json, errors, json_response, object_of, query, ref
 
 #: The reasons for `recovered: false` (docs/protocol.md, `subscribed`).
 REASONS = ["trimmed", "epoch_changed", "position_unknown", "not_installed"]
@@ -47,21 +43,17 @@ def openapi(settings: Settings, authentication: str, max_bytes: int) -> Json:
                     "operationId": "openapi",
                     "summary": "This document",
                     "security": [],
-                    "responses": {"200": _json_response("The document.", {"type": "object"})} | _errors(403, 503),
+                    "responses": {"200": json_response("The document.", {"type": "object"})} | errors(403, 503),
                 }
             },
-            **({} if settings.admin_token is None else _control(max_bytes)),
+            **({} if settings.admin_token is None else control_paths(max_bytes)),
         },
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
             | ({} if settings.admin_token is None else {"admin": {"type": "http", "scheme": "bearer"}}),
-            "schemas": _schemas(settings) | ({} if settings.admin_token is None else _control_schemas()),
+            "schemas": _schemas(settings) | ({} if settings.admin_token is None else control_schemas()),
         },
     }
-
-
-def _query(name: str, schema: Json, description: str) -> Json:
-    return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
 def _stream(name: str, channel: Json) -> Json:
@@ -87,24 +79,24 @@ def _stream(name: str, channel: Json) -> Json:
                 "schema": {"type": "string"},
                 "description": "The id of the last event: continue after it. Goes before since and history.",
             },
-            _query("since", since, f"{begin} earliest: with all messages of the log."),
-            _query("last_event_id", since, "Another name for since."),
-            _query(
+            query("since", since, f"{begin} earliest: with all messages of the log."),
+            query("last_event_id", since, "Another name for since."),
+            query(
                 "history",
                 {"type": "integer", "minimum": 0, "maximum": MAX_HISTORY},
                 "Begin with up to this many of the newest messages of each channel.",
             ),
-            _query("filter", {"type": "string"}, "Conditions on the payload, as JSON."),
-            _query("numbers", {"const": "string"}, "The numbers in payloads are strings."),
-            _query("format", {"enum": ["json", "html"]}, "html: only the HTML of messages that have some."),
-            _query("ticket", {"type": "string"}, "A ticket, for clients that cannot send a header."),
+            query("filter", {"type": "string"}, "Conditions on the payload, as JSON."),
+            query("numbers", {"const": "string"}, "The numbers in payloads are strings."),
+            query("format", {"enum": ["json", "html"]}, "html: only the HTML of messages that have some."),
+            query("ticket", {"type": "string"}, "A ticket, for clients that cannot send a header."),
         ],
         "responses": {
             "200": {
                 "description": "A stream.",
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
-            **_errors(400, 401, 403, 429),
+            **errors(400, 401, 403, 429),
         },
     }
 
@@ -133,15 +125,15 @@ def _tickets() -> Json:
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": _object({"channels": _CHANNELS["schema"]})},
+                "application/json": {"schema": object_of({"channels": _CHANNELS["schema"]})},
             },
         },
         "responses": {
-            "200": _json_response(
+            "200": json_response(
                 "The ticket, and the seconds for which it can be used.",
-                _object({"ticket": {"type": "string"}, "expires_in": {"type": "integer"}}),
+                object_of({"ticket": {"type": "string"}, "expires_in": {"type": "integer"}}),
             ),
-            **_errors(400, 401, 403, 408, 411, 413, 415, 429, 500, 503),
+            **errors(400, 401, 403, 408, 411, 413, 415, 429, 500, 503),
         },
     }
 
@@ -162,11 +154,11 @@ def _publish(max_bytes: int) -> Json:
         "requestBody": {
             "required": True,
             "description": f"At most {max_bytes} bytes, with a Content-Length.",
-            "content": {"application/json": {"schema": {"oneOf": [_ref("Publication"), _ref("Publications")]}}},
+            "content": {"application/json": {"schema": {"oneOf": [ref("Publication"), ref("Publications")]}}},
         },
         "responses": {
-            "200": _json_response("Published.", {"oneOf": [_ref("Published"), _ref("PublishedTogether")]}),
-            **_errors(400, 401, 403, 408, 411, 413, 415, 429, 500, 503),
+            "200": json_response("Published.", {"oneOf": [ref("Published"), ref("PublishedTogether")]}),
+            **errors(400, 401, 403, 408, 411, 413, 415, 429, 500, 503),
         },
     }
 
@@ -178,8 +170,8 @@ def _messages() -> Json:
         "summary": "Read messages of the log",
         "description": "The messages after a position, or the newest; with neither, only the log's current position.",
         "parameters": [
-            {"name": "channel", "in": "path", "required": True, "schema": _ref("Channel")},
-            _query(
+            {"name": "channel", "in": "path", "required": True, "schema": ref("Channel")},
+            query(
                 "since",
                 {
                     "anyOf": [
@@ -193,19 +185,19 @@ def _messages() -> Json:
                 "this time or later; or those that a token of the SQL function snapshot() does not have. Not together "
                 "with history.",
             ),
-            _query("epoch", {"type": "string", "minLength": 1}, "The log's id, if since is only a position."),
-            _query(
+            query("epoch", {"type": "string", "minLength": 1}, "The log's id, if since is only a position."),
+            query(
                 "history",
                 {"type": "integer", "minimum": 0, "maximum": MAX_HISTORY},
                 "Begin with up to this many of the newest messages.",
             ),
-            _query(
+            query(
                 "limit",
                 {"type": "integer", "minimum": 1, "maximum": MAX_MESSAGES, "default": DEFAULT_MESSAGES},
                 "Maximum number of messages in the answer.",
             ),
         ],
-        "responses": {"200": _json_response("Messages.", _ref("Messages")), **_errors(400, 401, 403, 429, 500, 503)},
+        "responses": {"200": json_response("Messages.", ref("Messages")), **errors(400, 401, 403, 429, 500, 503)},
     }
 
 
@@ -215,15 +207,15 @@ def _presence() -> Json:
         "summary": "Read who is in a channel",
         "description": "docs/presence.md describes members.",
         "parameters": [
-            {"name": "channel", "in": "path", "required": True, "schema": _ref("Channel")},
-            _query("count", {"type": "string"}, "Return only the number of members."),
+            {"name": "channel", "in": "path", "required": True, "schema": ref("Channel")},
+            query("count", {"type": "string"}, "Return only the number of members."),
         ],
-        "responses": {"200": _json_response("Members.", _ref("Presence")), **_errors(400, 401, 403, 429, 500, 503)},
+        "responses": {"200": json_response("Members.", ref("Presence")), **errors(400, 401, 403, 429, 500, 503)},
     }
 
 
 def _schemas(settings: Settings) -> Json:
-    channel = _ref("Channel")
+    channel = ref("Channel")
     position = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
     identifier = {
         "type": ["string", "null"],
@@ -302,7 +294,7 @@ def _schemas(settings: Settings) -> Json:
                 "payload": False,
             },
         },
-        "Published": _object(
+        "Published": object_of(
             {"channel": channel},
             {
                 "epoch": {"type": ["string", "null"]},
@@ -315,7 +307,7 @@ def _schemas(settings: Settings) -> Json:
                 "duplicate": {"const": True, "description": "The id was published before; nothing is published."},
             },
         ),
-        "PublishedTogether": _object(
+        "PublishedTogether": object_of(
             {
                 "published": {
                     "type": "integer",
@@ -325,14 +317,14 @@ def _schemas(settings: Settings) -> Json:
                 },
                 "messages": {
                     "type": "array",
-                    "items": _ref("Published"),
+                    "items": ref("Published"),
                     "minItems": 1,
                     "maxItems": MAX_BATCH,
                     "description": "The answer to each message, in the order of the request.",
                 },
             }
         ),
-        "Message": _object(
+        "Message": object_of(
             {
                 "channel": channel,
                 "payload": {"description": "Any JSON value."},
@@ -348,23 +340,23 @@ def _schemas(settings: Settings) -> Json:
                 "traceparent": {"type": "string", "description": "That of its publisher."},
             },
         ),
-        "Presence": _object(
+        "Presence": object_of(
             {"channel": channel, "count": {"type": "integer", "minimum": 0}},
             {
                 "members": {
                     "type": "array",
-                    "items": _ref("Member"),
+                    "items": ref("Member"),
                     "description": f"Missing if there are more than {settings.presence_max}, and with count.",
                 },
                 "stale": {"const": True, "description": "The database cannot be reached: the last known members."},
             },
         ),
-        "Member": _object(
+        "Member": object_of(
             {
                 "key": {"type": "string"},
                 "metas": {
                     "type": "array",
-                    "items": _object(
+                    "items": object_of(
                         {
                             "ref": {"type": "string"},
                             "client": {"type": "string", "description": "The id of the connection."},
@@ -376,10 +368,10 @@ def _schemas(settings: Settings) -> Json:
             },
             {"anonymous": {"const": True}},
         ),
-        "Messages": _object(
+        "Messages": object_of(
             {
                 "channel": channel,
-                "messages": {"type": "array", "items": _ref("Message"), "maxItems": MAX_MESSAGES},
+                "messages": {"type": "array", "items": ref("Message"), "maxItems": MAX_MESSAGES},
                 "more": {"type": "boolean", "description": "More messages are available now."},
             },
             {
@@ -394,122 +386,3 @@ def _schemas(settings: Settings) -> Json:
             },
         ),
     }
-
-
-def _control(max_bytes: int) -> Json:
-    """Return the operations of `web/control`."""
-    text: Json = {"type": "string", "minLength": 1, "maxLength": MAX_SUB}
-    user: Json = {"name": "sub", "in": "path", "required": True, "schema": text, "description": "The claim sub."}
-    sid: Json = {"type": "string", "minLength": 1, "maxLength": MAX_SID}
-    channel: Json = {
-        "name": "channel",
-        "in": "query",
-        "required": True,
-        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_CHANNEL_BYTES},
-        "description": "A channel, or a pattern with *, which matches any characters.",
-    }
-
-    def operation(id: str, summary: str, parameters: list[Json], answer: str = "Done", *statuses: int) -> Json:
-        responses = {"200": _json_response(f"{answer}.", _ref(answer)), **_errors(400, 401, 403, 429, 500, 503)}
-        return {
-            "operationId": id,
-            "summary": summary,
-            "security": [{"admin": []}],
-            "parameters": parameters,
-            "responses": responses | _errors(*statuses),
-        }
-
-    send = operation("sendToUser", "Send the event direct to a user", [user], "Done", 408, 411, 413, 415)
-    send["requestBody"] = {
-        "required": True,
-        "description": f"At most {max_bytes} bytes, with a Content-Length.",
-        "content": {"application/json": {"schema": _object({"payload": {"description": "Any JSON value."}})}},
-    }
-    limit = {"type": "integer", "minimum": 1, "maximum": MAX_CONNECTIONS, "default": DEFAULT_CONNECTIONS}
-    listed = [
-        _query("sub", text, "Only those of this user."),
-        _query("sid", sid, "Only the one with this id."),
-        _query("limit", limit, "Maximum number of connections in the answer."),
-        _query("room", {"type": "string", "minLength": 1}, "Only those in this room, or subscribed to this channel."),
-    ]
-    of_connection: Json = {"name": "sid", "in": "path", "required": True, "schema": sid}
-    return {
-        "/api/connections": {"get": operation("connections", "List the newest connections", listed, "Connections")},
-        "/api/connections/{sid}": {
-            "delete": operation("disconnectConnection", "Disconnect a connection", [of_connection])
-        },
-        "/api/users/{sub}/connections": {"delete": operation("disconnectUser", "Disconnect a user", [user])},
-        "/api/users/{sub}/subscriptions": {
-            "delete": operation("unsubscribeUser", "End subscriptions of a user", [user, channel])
-        },
-        "/api/users/{sub}/messages": {"post": send},
-    }
-
-
-def _control_schemas() -> Json:
-    text: Json = {"type": "string"}
-    names: Json = {"type": "array", "items": text}
-    number: Json = {"type": "integer", "minimum": 0}
-    worker: Json = {"type": ["integer", "null"], "description": "null: the node has one process."}
-    connection = _object(
-        {
-            "sid": text,
-            "sub": {"type": ["string", "null"]},
-            "claims": {"type": "object", "description": "Those that FROM_CLAIMS names."},
-            "node": text,
-            "worker": worker,
-            "address": text,
-            "since": {"type": "number", "description": "Seconds since 1970."},
-            "transport": {"enum": ["websocket", "polling", "stream"]},
-            "buffered": number | {"description": "Bytes that wait for the client."},
-            "subscriptions": number,
-            "channels": names | {"description": "At most 100 channels and patterns."},
-            "tables": names | {"description": "At most 100 live tables."},
-        },
-        {"namespace": text},
-    )
-    counted = {
-        "count": number,
-        "processes": number | {"description": "The processes that have answered."},
-        "unanswered": {
-            "type": "array",
-            "items": _object({"node": text, "worker": worker}),
-            "description": "The processes that did not answer in time.",
-        },
-    }
-    return {
-        "Connections": _object({"connections": {"type": "array", "items": connection}, **counted}),
-        "Done": _object(counted),
-    }
-
-
-def _errors(*statuses: int) -> Json:
-    return {str(status): _error(status) for status in statuses}
-
-
-def _error(status: int) -> Json:
-    codes = [code for code, found in STATUSES.items() if found == status] or ["invalid_request"]
-    error = {
-        "type": "object",
-        "required": ["code", "message"],
-        "properties": {"code": {"enum": codes}, "message": {"type": "string"}, "channel": {"type": "string"}},
-    }
-    response = _json_response(BODY_STATUSES.get(status, ", ".join(codes)) + ".", _object({"error": error}))
-    if status == 401:
-        response["headers"] = {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}}
-    if status in (429, 503):
-        seconds = {"type": "integer", "minimum": 1}
-        response["headers"] = {"Retry-After": {"required": True, "schema": seconds}}
-    return response
-
-
-def _object(required: Json, optional: Json | None = None) -> Json:
-    return {"type": "object", "required": list(required), "properties": required | (optional or {})}
-
-
-def _json_response(description: str, schema: Json) -> Json:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-
-def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
