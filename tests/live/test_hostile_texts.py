@@ -108,7 +108,7 @@ def test_unreachable_systems(unreachable: ServerProcess) -> None:
             texts.add(response.text)
     status, body = unreachable.get("/readyz")
     assert status == 503
-    assert "127.0.0.1" in texts.detail(json.dumps(json.loads(body)["parts"]["publisher"]))
+    assert "127.0.0.1" in texts.detail(json.dumps(json.loads(body)["parts"]["listener"]))
     collect_pages(texts, unreachable.url)
     for request in (b"GET / HTTP/9.9\r\n\r\n", b"\x00\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHo st: b\r\n\r\n"):
         texts.add(raw(unreachable.port, request))
