@@ -84,6 +84,8 @@ class PresenceRequests:
         self._require = require
         self._rules = rules
         self._rule_of = rule_of
+        #: Client → the channels whose members it waits for.
+        self._waiting: dict[str, set[str]] = {}
         rules.watch(lambda: green.run_soon(self._apply_rules))
 
     # -- the field of `subscribe` --------------------------------------------------------------------------------------
@@ -112,12 +114,22 @@ class PresenceRequests:
             prepared = Prepared(True, self._may_watch(sid, channel), key, state, mark)
         else:
             raise InvalidRequestError("presence must be true, false or an object")
-        channels = self._rooms.channels_of(sid)
+        waiting = self._waiting.setdefault(sid, set())
+        try:
+            self._check_channels(sid, channel)
+            waiting.add(channel)
+            if prepared.watch:
+                self._presence.roster(channel)
+        finally:
+            waiting.discard(channel)
+            if not waiting:
+                self._waiting.pop(sid, None)
+        return prepared
+
+    def _check_channels(self, sid: str, channel: str) -> None:
+        channels = self._rooms.channels_of(sid) | self._waiting.get(sid, set())
         if channel not in channels and len(channels) >= MAX_CHANNELS:
             raise TooManySubscriptionsError(f"a client may use presence in at most {MAX_CHANNELS} channels")
-        if prepared.watch:
-            self._presence.roster(channel)
-        return prepared
 
     def prepare_again(self, sid: str, channel: str, recorded: dict[str, Any] | None) -> Prepared | None:
         """Check what :meth:`PresenceRooms.record` has stored with the session that a client recovers. Waits.
@@ -152,12 +164,16 @@ class PresenceRequests:
     def complete(self, sid: str, channel: str, prepared: Prepared) -> dict[str, Any]:
         """Join and watch, as far as the client may. Return the field of the answer. Does not wait."""
         body: dict[str, Any] = {}
+        # Before anything begins: what fails leaves nothing behind.
+        key = self._key(sid, prepared.key) if prepared.join else ""
+        if prepared.join or prepared.watch:
+            # Again: requests for other channels may have been prepared at the same time.
+            self._check_channels(sid, channel)
         if prepared.watch:
             self._rooms.watch(sid, channel)
         else:
             self._rooms.unwatch(sid, channel)
         if prepared.join:
-            key = self._key(sid, prepared.key)
             membership = self._presence.join(
                 sid, channel, key, prepared.state, ref=prepared.ref, joined_at=prepared.joined_at
             )

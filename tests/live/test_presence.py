@@ -171,6 +171,10 @@ def test_anonymous_clients_and_wrong_requests(nodes: Nodes, channel: str) -> Non
         assert got["count"] == len(got["members"]) == 2
         assert "presence" not in subscribe(two, False)
         assert one.call("presence_get", {"channel": channel})["count"] == 1
+        # All channels of a request count, though they are prepared at the same time.
+        names = [f"{channel}:{n}" for n in range(150)]
+        many = two.call("subscribe", {"channels": names, "presence": True})["channels"]
+        assert sorted(map(str, map(code, many))) == ["None"] * 100 + ["too_many_subscriptions"] * 50
         codes = [code(one.call("presence_update", {"channel": channel, "state": n})) for n in range(150)]
         assert codes[0] is None
         assert codes[-1] == "rate_limited"
