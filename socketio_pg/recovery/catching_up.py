@@ -65,6 +65,8 @@ class Place:
     #: Whether the client is told when it has caught up.
     announced: bool
     skipping: Skipping
+    #: The number of the subscription.
+    number: int | None
 
     @property
     def position(self) -> int:
@@ -75,7 +77,7 @@ class Place:
 class CatchingUp:
     """The replays of one client. ``of(channel)`` returns its subscription to a channel, or pattern.
 
-    ``on_live(sid, channel)`` is called when a subscription has arrived at the live messages, and must not wait;
+    ``on_live(sid, channel, number)`` is called when a subscription has arrived at the live messages, and must not wait;
     ``on_failure(sid, channel)`` when it cannot, because of a bug. ``with_offsets``: its events have the offsets of
     ``cursor``.
     """
@@ -89,7 +91,7 @@ class CatchingUp:
         cursor: Cursor,
         page_bytes: int,
         of: Callable[[str], Subscription],
-        on_live: Callable[[str, str], None],
+        on_live: Callable[[str, str, int | None], None],
         on_failure: Callable[[str, str], None],
         *,
         with_offsets: bool = True,
@@ -115,14 +117,16 @@ class CatchingUp:
         """
         reported = None if isinstance(start, int) else 0
         skipping = self._log.skipping(channel, start)
-        place = self._places[channel] = Place(self.cursor, channel, reported, start is not None, skipping)
+        number = self.cursor.numbers.get(channel)
+        place = self._places[channel] = Place(self.cursor, channel, reported, start is not None, skipping, number)
         self._hub.hold(self._sid, channel, place)
         self.cursor.hold(channel, after)
 
     def adopt(self, replay: Replay) -> None:
         """Continue a replay of the client that went on independently. :meth:`run` must follow."""
         channel = replay.channel
-        place = Place(self.cursor, channel, replay.reported, replay.announced, replay.skipping)
+        number = self.cursor.numbers.get(channel)
+        place = Place(self.cursor, channel, replay.reported, replay.announced, replay.skipping, number)
         self._places[channel] = place
         self._hub.hold(self._sid, channel, place)
         self.cursor.hold(channel, replay.position)
@@ -219,7 +223,7 @@ class CatchingUp:
         for channel, place in places.items():
             if place.announced:
                 self._of(channel).live(self._log.epoch, self._log.position)
-            self._on_live(self._sid, channel)
+            self._on_live(self._sid, channel, place.number)
 
     def _read(self, group: Sequence[str], after: int, upto: int) -> dict[str, Read]:
         """Read a page of each channel. The reads that need the database are combined in a query.

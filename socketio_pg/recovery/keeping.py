@@ -14,6 +14,7 @@ from typing import Any
 
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green
+from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import SESSIONS_CHANNEL, match_pattern
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ClusterKeyError, DatabaseUnavailableError, SocketIOPGError
@@ -74,6 +75,9 @@ class Keeping:
         #: Processes that did not answer.
         self._silent: set[str] = set()
         self._expiring = green.Worker()
+        #: Sessions that others may have taken over unnoticed.
+        self._unchecked: dict[str, None] = {}
+        self._checking = green.Worker()
 
     @property
     def count(self) -> int:
@@ -88,6 +92,7 @@ class Keeping:
         """Store the last changes. Other processes need not ask this one from now on."""
         self._asking.stop()
         self._expiring.stop()
+        self._checking.stop()
         self._table.stop()
 
     # -- sessions begin and end ----------------------------------------------------------------------------------------
@@ -249,11 +254,12 @@ class Keeping:
         """Note that a subscription has ended."""
         self.put(sid, channel, None)
 
-    def replayed(self, sid: str, channel: str) -> None:
-        """Note that the replay that a subscription began with is over."""
+    def replayed(self, sid: str, channel: str, number: int | None) -> None:
+        """Note that the replay that the subscription of this number began with is over."""
         session = self._sessions.get(sid)
         entry = None if session is None else session.entries.get(channel)
-        if session is not None and entry is not None and entry.replaying:
+        # Not of a newer one, which is being stored.
+        if session is not None and entry is not None and entry.replaying and entry.number == number:
             entry.replaying = False
             self._store(session)
 
@@ -297,6 +303,12 @@ class Keeping:
         sid = ticket.sid
         with self._alone(sid):
             session = self._sessions.get(sid)
+            if session is not None and not self._still_owns(session):
+                # Another process has taken it over while this one could not be asked, and may have changed it.
+                del self._sessions[sid]
+                if not self._close(session):
+                    raise NotRecoveredError("busy")
+                session = None
             if session is None:
                 text = self._take_elsewhere(ticket)
                 if text is None:
@@ -338,6 +350,24 @@ class Keeping:
             return False
         session.eio_sid = None
         return True
+
+    def _still_owns(self, session: Session) -> bool:
+        """Return whether no other process has taken a session of this one over. Waits.
+
+        Each time, because a connection to the database that is lost is noticed late, and with it what others ask for.
+        Raises :class:`NotRecoveredError`.
+        """
+        ticket = session.ticket
+        try:
+            owner = self._table.find(ticket.sid)
+        except SocketIOPGError:
+            raise NotRecoveredError("database_unavailable") from None
+        if owner is not None:
+            return owner.id == self._table.owner
+        # It may not be stored yet, or not again. Otherwise another process has forgotten it.
+        return (
+            time.time() - ticket.began <= self.young or self._table.is_incomplete or self._table.has_changes(ticket.sid)
+        )
 
     def _take_elsewhere(self, ticket: Ticket) -> str | None:
         """Return the subscriptions of a session that another process has, or had; None if there is no such session."""
@@ -467,14 +497,23 @@ class Keeping:
 
     def _check_owners(self) -> None:
         """Messages may have been missed: close the connections of sessions that others have taken over."""
-        if self._sessions:
-            green.run_soon(self._close_taken)
+        self._unchecked |= dict.fromkeys(self._sessions)
+        if self._unchecked:
+            self._checking.start(self._close_taken)
 
     def _close_taken(self) -> None:
-        for sid, session in list(self._sessions.items()):
-            with contextlib.suppress(SocketIOPGError):
+        backoff = Backoff(0.1, 5.0)
+        while self._unchecked:
+            sid = next(iter(self._unchecked))
+            try:
                 owner = self._table.find(sid)
-                if owner is not None and owner.id != self._table.owner and self._sessions.get(sid) is session:
-                    del self._sessions[sid]
-                    if session.eio_sid is not None:
-                        self._manager.close(session.eio_sid)
+            except SocketIOPGError:
+                green.sleep(backoff.next())
+                continue
+            backoff.reset()
+            del self._unchecked[sid]
+            session = self._sessions.get(sid)
+            if session is not None and owner is not None and owner.id != self._table.owner:
+                del self._sessions[sid]
+                if session.eio_sid is not None:
+                    self._manager.close(session.eio_sid)

@@ -120,6 +120,10 @@ class SessionTable:
         """Whether sessions of other processes may be missing: PostgreSQL has crashed, and they store them again."""
         return time.monotonic() - self._emptied_at < 2 * self._beat
 
+    def has_changes(self, sid: str) -> bool:
+        """Return whether a session waits to be stored."""
+        return sid in self._changes
+
     def put(self, sid: str, subscriptions: Callable[[], str] | None) -> None:
         """Store the subscriptions of a session of this process, or delete it (None). Does not wait.
 

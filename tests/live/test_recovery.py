@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.log import Log, wait_installed
 from tests.support.postgres import Cluster
+from tests.support.proxy import Proxy
 from tests.support.recovery import RecoveringClient
 from tests.support.server import ServerProcess
 
@@ -273,3 +274,25 @@ def test_a_replay_goes_on_where_the_connection_broke(first: Log, second: ServerP
         assert got == {live: list(range(40)), replayed: list(range(1000, 2000))}
     finally:
         client.close()
+
+
+def test_a_session_that_another_node_has_changed_is_not_given_back_as_it_was(
+    first: Log, newest_pg: Cluster, channel: str
+) -> None:
+    """A node that hears nothing does not notice that another one has taken a session over."""
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(contextlib.closing(Proxy(newest_pg.socket_path)))
+        heard = f"postgresql://postgres@127.0.0.1:{proxy.port}/recovery"
+        deaf = ServerProcess(first.url, LISTEN_DATABASE_URL=heard, DURABLE_CHANNELS="*", DRAIN_SECONDS="0.2")
+        stack.callback(deaf.close)
+        client = RecoveringClient(deaf.url)
+        stack.callback(client.close)
+        proxy.black_hole()
+        client.cut(first.server.url)
+        assert client.connected()["recovered"] is True
+        client.subscribe(channel)
+        first.publish(channel, 1, 1)
+        assert client.numbers(1) == [1]
+        client.cut(deaf.url)
+        # With the session as this node had it, the client would wait for messages of a channel that is not in it.
+        assert client.connected()["recovery"] == {"recovered": False, "reason": "database_unavailable"}
