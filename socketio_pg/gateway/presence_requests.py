@@ -8,7 +8,7 @@ from typing import Any
 from socketio_pg.access.permissions import Permissions
 from socketio_pg.access.questions import Action
 from socketio_pg.access.rechecks import Rechecks
-from socketio_pg.access.sessions import Sessions
+from socketio_pg.access.sessions import Session, Sessions
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green
 from socketio_pg.core.channels import has_control_characters, validate_channel
@@ -42,7 +42,8 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 class Prepared:
     """What a client has asked for and may have. ``key`` is the one that it has chosen; ``state`` JSON text.
 
-    ``mark``: the time of the permissions. ``ref``, ``joined_at``: of the membership that its session has.
+    ``mark``, ``session``: the time of the permissions, and the client's claims, when it was asked whether it may.
+    ``ref``, ``joined_at``: of the membership that its recoverable session has.
     """
 
     join: bool
@@ -50,6 +51,7 @@ class Prepared:
     key: str | None
     state: str
     mark: int
+    session: Session | None
     ref: str | None = None
     joined_at: int | None = None
     #: Whether its session has more, which it may not do any more.
@@ -100,18 +102,18 @@ class PresenceRequests:
             return None
         if is_pattern(channel):
             raise InvalidRequestError("presence needs the name of a channel, not a pattern")
-        mark = self._permissions.mark()
+        mark, session = self._permissions.mark(), self._sessions.get(sid)
         if value is False:
-            return Prepared(False, False, None, "", mark)
+            return Prepared(False, False, None, "", mark, session)
         if value is True:
             self._check_may(sid, channel, "presence")
-            prepared = Prepared(False, True, None, "", mark)
+            prepared = Prepared(False, True, None, "", mark, session)
         elif isinstance(value, dict):
             key, state = _requested_key(value.get("key")), _requested_state(value.get("state"))
             self._check_may(sid, channel, "join")
             self._limits.check_presence(sid)
             self._key(sid, key)
-            prepared = Prepared(True, self._may_watch(sid, channel), key, state, mark)
+            prepared = Prepared(True, self._may_watch(sid, channel), key, state, mark, session)
         else:
             raise InvalidRequestError("presence must be true, false or an object")
         waiting = self._waiting.setdefault(sid, set())
@@ -138,7 +140,7 @@ class PresenceRequests:
         """
         if recorded is None:
             return None
-        key, mark = recorded.get("key"), self._permissions.mark()
+        key, mark, session = recorded.get("key"), self._permissions.mark(), self._sessions.get(sid)
         may_join = may_watch = False
         try:
             if key is not None and key == self._key(sid, key.removeprefix(ANONYMOUS)):
@@ -156,6 +158,7 @@ class PresenceRequests:
             None if key is None else key.removeprefix(ANONYMOUS),
             recorded.get("state", "null"),
             mark,
+            session,
             recorded.get("ref"),
             recorded.get("joined_at"),
             refused=may_join is not (key is not None) or may_watch is not bool(recorded.get("watch")),
@@ -187,6 +190,8 @@ class PresenceRequests:
             self._rooms.tell_ended(sid, channel, ForbiddenError.code)
         if self._permissions.is_overtaken(channel, prepared.mark):
             self._rechecks.recheck(channel)
+        if self._sessions.get(sid) is not prepared.session:
+            green.run_soon(self._check_again, sid)
         return body
 
     # -- events --------------------------------------------------------------------------------------------------------

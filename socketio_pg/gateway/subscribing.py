@@ -121,6 +121,9 @@ class Subscribing:
         filter = self._parse_filter(sid, request.get("filter"))
         presence = self._presence.prepare_again if stored else self._presence.prepare
         wanted = presence(sid, channel, request.get("presence"))
+        if wanted is not None:
+            # That may have waited, and the client may have other claims. From here on `authenticate` checks it.
+            self._require(sid, channel)
         new = not self._hub.is_subscribed(sid, channel)
         if new:
             self._limits.check_subscriptions(self._hub.count_channels(sid))

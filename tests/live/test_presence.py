@@ -1,17 +1,19 @@
 """Presence with stock clients on two nodes: tabs, updates, grace times, crashes, and what clients may do."""
 
 import contextlib
+import queue
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg2
 import pytest
 
 from tests.support import small_buffers
 from tests.support.clients import SocketClient, code
 from tests.support.metrics import TOKEN, wait_for
 from tests.support.nodes import Nodes
-from tests.support.patience import until
+from tests.support.patience import PATIENCE, until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.presence import Person
@@ -240,6 +242,35 @@ def test_policies_and_rules_decide_who_joins_and_who_sees(newest_pg: Cluster, ch
         database.sql("INSERT INTO socketio_pg.rule (pattern, presence) VALUES ('*', false)")
         until(lambda: database.sql("SELECT key FROM socketio_pg.presence") == [], "the rule ends that")
         assert code(ann.call("subscribe", {"channel": channel, "presence": {}})) == "forbidden"
+
+
+def test_what_was_asked_with_other_claims_ends_with_them(nodes: Nodes, channel: str) -> None:
+    """A client authenticates again while its subscription waits for the members."""
+    answers: list[queue.Queue[Any]] = [queue.Queue(), queue.Queue()]
+    lists: dict[str, Any] = {"subscribe": [channel], "presence": [channel], "join": [channel]}
+    settings = SETTINGS | {"AUTHORIZATION": "claims", "PUBLIC_CHANNELS": "", "PERMISSION_RECHECK_SECONDS": "0"}
+    with (
+        contextlib.closing(ServerProcess(nodes.url, **settings)) as server,
+        contextlib.closing(SocketClient(server.url, auth={"token": mint(**lists)})) as one,
+        contextlib.closing(SocketClient(server.url, auth={"token": mint(**lists)})) as two,
+        contextlib.closing(psycopg2.connect(nodes.url)) as connection,
+        connection.cursor() as cursor,
+    ):
+        ended: queue.Queue[Any] = queue.Queue()
+        two.io.on("presence_ended", ended.put)
+        cursor.execute("LOCK TABLE socketio_pg.presence_member IN ACCESS EXCLUSIVE MODE")
+        for client, answer in zip((one, two), answers, strict=True):
+            client.io.emit("subscribe", {"channel": channel, "presence": {}}, callback=answer.put)
+        waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'socketio_pg.presence_member'::regclass"
+        until(lambda: nodes.sql(waiting) != [], "the members are being read")
+        for client, names in ((one, []), (two, [channel])):
+            assert client.call("authenticate", {"token": mint(subscribe=names)})["ok"]
+        connection.rollback()
+        # If the machine is slow, both have waited for too long.
+        assert code(answers[0].get(timeout=PATIENCE)) in ("forbidden", "database_unavailable")
+        if answers[1].get(timeout=PATIENCE)["ok"]:
+            reasons = [ended.get(timeout=PATIENCE) for _ in range(2)]
+            assert (reasons[-1]["joined"], reasons[-1]["watching"]) == (False, False)
 
 
 def test_a_slow_reader_gets_the_state_when_it_reads_again(nodes: Nodes, channel: str) -> None:
