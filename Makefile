@@ -16,7 +16,7 @@ POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py,
 # repeats the first ones.
 WORKERS_SAMPLE := $(patsubst %,tests/live/test_%.py,engineio_conformance socketio_conformance polling hostile_texts)
 WORKERS_TESTS := $(WORKERS_SAMPLE) $(wildcard tests/live/test_hostile_*.py tests/live/test_http*.py) $(patsubst %, \
-	tests/live/test_%.py,authentication chunked javascript limits log presence replay_clients tls transport workers_javascript)
+	tests/live/test_%.py,authentication chunked heartbeat javascript limits log presence replay_clients tls transport workers_javascript)
 
 # Without bytecode, each process of the tests and each server that they start compiles all modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -66,7 +66,7 @@ test: setup lint $(INSTALLED)/.oldest ## run everything that guards a change: qu
 	$(PYTEST) -m serial
 	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	GREEN=gevent $(PYTEST) $(GREEN_TESTS) -n auto --dist loadfile --no-loadscope-reorder -m "green and not serial"
-	TEST_WORKERS=2 $(PYTEST) $(WORKERS_SAMPLE) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
+	TEST_WORKERS=2 $(PYTEST) $(WORKERS_SAMPLE) -n $(words $(WORKERS_SAMPLE)) --dist loadfile --no-loadscope-reorder -m "not serial"
 
 test-workers: setup $(INSTALLED)/.oldest ## test stock clients and attackers on servers with two workers (TEST_WORKERS=4 for four)
 	TEST_WORKERS=$(or $(TEST_WORKERS),2) $(PYTEST) --nightly $(sort $(WORKERS_TESTS)) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"

@@ -60,6 +60,7 @@ def test_first_screen_of_a_phone_has_messages(demo: Demo, psql: Psql) -> None:
     expect(demo.rows).to_have_count(4)
 
 
+@pytest.mark.nightly
 def test_errors_disappear_unless_the_visitor_is_at_them(demo: Demo) -> None:
     demo.reusable = False  # Playwright cannot restore the clock
     demo.page.clock.install()

@@ -51,6 +51,7 @@ def test_sql_line_publishes_the_message(demo: Demo, psql: Psql) -> None:
         expect(demo.messages(channel).locator(".payload")).to_have_text('{"it\'s": ["\\\\", "ü"]}')
 
 
+@pytest.mark.nightly
 def test_sql_line_is_short_for_plain_names_and_can_be_copied(demo: Demo) -> None:
     demo.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     demo.start()
@@ -80,6 +81,7 @@ def test_server_errors_are_shown_with_code_and_message(demo: Demo) -> None:
     expect(demo.errors).to_have_count(0)
 
 
+@pytest.mark.nightly
 def test_empty_fields_are_explained(demo: Demo) -> None:
     demo.start()
     demo.try_to_subscribe(" ", " ")

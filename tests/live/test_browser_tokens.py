@@ -122,6 +122,7 @@ def test_forbidden_channel_is_reported_and_the_others_continue(guarded: Demo, ps
     expect(guarded.messages("mine")).to_have_count(1)
 
 
+@pytest.mark.nightly
 def test_anonymous_client_can_sign_in(chromium: Browser, newest_pg: Cluster) -> None:
     server = ServerProcess(newest_pg.url(), JWT_SECRET=SECRET, AUTH="optional", PUBLIC_CHANNELS="news")
     with contextlib.closing(server), demo_page(chromium, server.url) as demo:

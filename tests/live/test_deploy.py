@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from socketio_pg.core import green
 from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE, until
@@ -53,6 +55,7 @@ def test_procfile_starts_a_node(newest_pg: Cluster) -> None:
         assert exit_code_after_sigterm(*node) == 0
 
 
+@pytest.mark.nightly
 def test_serve_starts_as_many_workers_as_it_is_told(newest_pg: Cluster) -> None:
     command = [sys.executable, "-m", "socketio_pg", "serve", "--workers", "2"]
     with started(*command, DATABASE_URL=newest_pg.url(), WEB_CONCURRENCY="4") as node:

@@ -206,6 +206,7 @@ def test_port_in_use_is_found_before_the_database_starts(data_dir: Path, live_po
         assert not processes(data_dir)
 
 
+@pytest.mark.nightly
 def test_a_damaged_database_is_told_with_its_log(data_dir: Path) -> None:
     damaged = data_dir.with_name("damaged")
     damaged.mkdir()

@@ -151,7 +151,7 @@ OPERATIONS = st.lists(
 
 @given(rules=RULES, operations=OPERATIONS)
 @settings(
-    max_examples=settings().max_examples // 2,
+    max_examples=settings().max_examples // 5,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     deadline=None,
 )

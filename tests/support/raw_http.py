@@ -206,3 +206,23 @@ def connect_to_session(server: Listening, path: str) -> Connection:
     connection.request("OPTIONS", path)
     assert connection.reply().status == 200
     return connection
+
+
+def assert_refused(reply: Reply, code: int, status: int = 400) -> None:
+    """Assert that a reply is an error of Engine.IO with this code."""
+    assert reply.status == status
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json.keys() == {"code", "message"}
+    assert reply.json["code"] == code
+
+
+def open_packet(text: str, interval: int = 25_000, timeout: int = 20_000) -> dict[str, Any]:
+    """Return the contents of a session's first packet, which has these times in milliseconds."""
+    assert text[0] == "0"
+    found: dict[str, Any] = json.loads(text[1:])
+    assert found.keys() == {"sid", "upgrades", "pingInterval", "pingTimeout", "maxPayload"}
+    assert isinstance(found["sid"], str)
+    assert found["pingInterval"] == interval
+    assert found["pingTimeout"] == timeout
+    assert found["maxPayload"] >= 1_000_000
+    return found
