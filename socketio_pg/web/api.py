@@ -148,7 +148,7 @@ class Api:
         claims, who = self._identify()
         self._limits.check_event(who, 0)
         validate_channel(_as_sent(channel))
-        if not self._pubsub.rules.of(channel).presence:
+        if not self._pubsub.rule_of(channel).presence:
             raise ForbiddenError("presence is not allowed in this channel", channel=channel)
         self._permissions.require(claims, "presence", channel)
         return _json(self._presence.summary(channel, only_count="count" in request.args))
