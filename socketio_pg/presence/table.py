@@ -4,6 +4,7 @@ It has no connection while this process has nothing to do with presence.
 """
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -296,16 +297,19 @@ class PresenceTable:
                     green.sleep()
 
     def _write(self) -> None:
-        changes, self._changes = self._changes, {}
         self._wrote_at = time.monotonic()
-        items = list(changes.items())
-        for start in range(0, len(items), self.batch):
+        left = len(self._changes)
+        while left > 0:
+            # The others stay where they can still be taken back.
+            places = list(itertools.islice(self._changes, min(left, self.batch)))
+            items = [(place, self._changes.pop(place)) for place in places]
+            left -= self.batch
             try:
-                if not self._write_part(items[start : start + self.batch]):
+                if not self._write_part(items):
                     return
             except BaseException:
                 # A newer change of the same connection takes precedence.
-                self._changes = dict(items[start:]) | self._changes
+                self._changes = dict(items) | self._changes
                 raise
 
     def _write_part(self, items: Sequence[tuple[tuple[str, str], Meta | None]]) -> bool:

@@ -73,6 +73,27 @@ def test_members_are_the_same_in_all_processes(party: Party) -> None:
     assert sorted(one.observed + two.observed) == [("occupied", "x"), ("vacated", "x")]
 
 
+def test_leaving_while_earlier_joins_are_being_written(party: Party) -> None:
+    """What waits for the next statement of the same round is not in the database yet, and must not stay there."""
+    one = party.guest()
+    one.presence._table.batch = 1
+    one.presence.join("first", "x", "first", "1")
+    wait(lambda: party.rows("x") == [("first", 1)], "it is written")
+    with contextlib.closing(party.database.connect()) as lock:
+        cursor = lock.cursor()
+        cursor.execute("BEGIN; LOCK TABLE socketio_pg.presence_member IN EXCLUSIVE MODE")
+        for key in ("ann", "bob", "cid"):
+            one.presence.join(key, "x", key, "1")
+        waiting = "SELECT 1 FROM pg_locks WHERE relation = 'socketio_pg.presence_member'::regclass AND NOT granted"
+        wait(lambda: party.database.sql(waiting) != [], "the first one is being written")
+        one.presence.leave_all("cid")
+        cursor.execute("COMMIT")
+    wait(lambda: party.rows("x") == [("ann", 1), ("bob", 1), ("first", 1)], "the others are written")
+    one.presence.join("dan", "x", "dan", "1")
+    wait(lambda: ("dan", 1) in party.rows("x"), "the next round is written")
+    assert party.rows("x") == [("ann", 1), ("bob", 1), ("dan", 1), ("first", 1)]
+
+
 def test_a_person_that_returns_takes_the_place_of_a_lost_connection(party: Party) -> None:
     one, two = party.guest(), party.guest()
     know(one.bus, two.bus)
