@@ -124,6 +124,12 @@ class Conflating:
         for (_, of_log), one in self._channels.items():
             if of_log:
                 one.conflated.drop()
+                # Positions of the new epoch begin anew.
+                one.late.clear()
+                one.joined.clear()
+                for name in one.watched:
+                    self._hub.take_released(name, last=True)
+                one.watched.clear()
 
     # -- channels ------------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,18 @@
 """Conflation of one channel: which messages wait, which leave, and in which order."""
 
 import itertools
+from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from socketio_pg.core import green
 from socketio_pg.core.messages import EncodedMessage, from_log
+from socketio_pg.core.rules import Rule, Rules
+from socketio_pg.gateway.conflating import Conflating
 from socketio_pg.pubsub.conflation import MAX_KEYS, Conflated, Key
+from socketio_pg.pubsub.hub import Hub
+from tests.support.patience import until
 
 
 def message(position: int, key: object = 0) -> EncodedMessage:
@@ -67,3 +73,39 @@ def test_keys() -> None:
     assert of("[]") == of('{"a": {"b": null}}') == of('{"a": 5}')
     assert of('{"a": {"b": {"x": 1, "y": 2}}}') == of('{"a": {"b": {"y": 2, "x": 1}}}')
     assert Key("..").of(EncodedMessage("c", "1")) == Key(None).of(EncodedMessage("c", "2"))
+
+
+class _Node:
+    """Subscriptions to conflated channels. ``sent`` and ``replayed`` are positions."""
+
+    def __init__(self, rate: float) -> None:
+        self.sent: list[int | None] = []
+        self.replayed: list[int] = []
+        self.hub = Hub()
+        self.hub.add("ann")
+        rules = Rules(Rule())
+        rules.replace({"*": Rule(max_rate=rate)})
+        self.conflating = Conflating(
+            rules, self.hub, self._send, self._send, lambda sid, name, after: self.replayed.append(after), lambda: 9
+        )
+
+    def receive(self, position: int, channel: str) -> None:
+        self.conflating.receive([from_log(position, channel, "2026", "1")])
+
+    def _send(self, messages: Sequence[EncodedMessage]) -> None:
+        self.sent += [message.position for message in messages]
+
+
+def test_a_new_epoch_forgets_what_waits_and_which_subscriptions_are_late() -> None:
+    node = _Node(20.0)
+    node.hub.subscribe("ann", "c")
+    node.receive(100, "c")
+    node.receive(101, "c")
+    node.hub.add("bob")
+    node.hub.subscribe("bob", "c")
+    node.conflating.begin("bob", "c")
+    node.receive(102, "c")
+    node.conflating.drop_log()
+    node.receive(1, "c")
+    until(lambda: green.sleep(0.002) or 1 in node.sent, "the first message of the epoch is sent")
+    assert (node.sent, node.replayed) == ([100, 1], [])
