@@ -96,7 +96,9 @@ def test_ctrl_c_ends_listen_through_a_server(log: Log, channel: str) -> None:
         assert listening.rest() == []
 
 
-@pytest.mark.parametrize("through_server", [True, False], ids=["server", "database"])
+@pytest.mark.parametrize(
+    "through_server", [pytest.param(True, id="server"), pytest.param(False, id="database", marks=pytest.mark.nightly)]
+)
 def test_ctrl_c_ends_listen_while_its_output_is_not_read(log: Log, channel: str, through_server: bool) -> None:
     reading, writing = os.pipe()
     process = subprocess.Popen(
@@ -209,6 +211,7 @@ def test_bench_reports_deliveries_and_latency(log: Log, tmp_path: Path) -> None:
     assert 0 < found["p50"] <= found["p99"] <= found["seconds"]
 
 
+@pytest.mark.nightly
 def test_bench_stops_its_server_on_ctrl_c(log: Log) -> None:
     with Running("bench", "--subscribers", "3", "--messages", "100000", url=log.url) as running:
         running.line("err", "starting a server")

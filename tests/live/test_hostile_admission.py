@@ -14,6 +14,7 @@ from playwright.sync_api import Browser
 from tests.support.clients import SocketClient, code, refused
 from tests.support.demo_page import CLIENT_FILE
 from tests.support.frames import BINARY, CONTINUATION, TEXT, frame
+from tests.support.nightly import sampled
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
 from tests.support.raw_http import GOOD, POLLING, WEBSOCKET, Connection, WebSocket, http, open_session
@@ -58,7 +59,7 @@ def vite() -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize("transports", ["websocket", "polling"])
+@pytest.mark.parametrize("transports", sampled(["websocket", "polling"], lambda name: name == "websocket"))
 def test_page_of_another_development_server_connects(
     chromium: Browser, development: ServerProcess, vite: str, transports: str
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.support.clients import SocketClient, code
 from tests.support.invariants import longest_stall
 from tests.support.log import Log, numbers, wait_installed
+from tests.support.nightly import sampled
 from tests.support.postgres import Cluster
 from tests.support.server import PATIENT
 from tests.support.swarm import Swarm
@@ -126,7 +127,7 @@ def test_one_path_in_20_spellings_is_read_once(log: Log, witness: SocketClient, 
     assert longest_stall(log.server) < STALL
 
 
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("replayed", sampled([False, True], lambda replayed: not replayed))
 def test_client_loses_a_filter_that_costs_too_much(
     thrifty: Log, thrifty_witness: SocketClient, channel: str, replayed: bool
 ) -> None:

@@ -67,7 +67,7 @@ def test_sigterm_with_200_clients_stops_in_time_and_clients_reconnect(newest_pg:
     ("number", "options"),
     [
         pytest.param(2000, (), id="plain"),
-        pytest.param(500, ("--preload",), id="preload"),
+        pytest.param(500, ("--preload",), id="preload", marks=pytest.mark.nightly),
         pytest.param(5000, (), id="more", marks=pytest.mark.nightly),
     ],
 )
