@@ -467,7 +467,11 @@ class Presence:
             if now - looked_at > self.linger / 5:
                 looked_at = now
                 for channel, opened in list(self._open.items()):
-                    if not opened.watchers and now - opened.used_at > self.linger:
+                    if opened.watchers:
+                        continue
+                    # A program may ask for its members for days.
+                    opened.roster.begin()
+                    if now - opened.used_at > self.linger:
                         del self._open[channel]
         self._table.busy = False
 

@@ -94,6 +94,15 @@ def test_leaving_while_earlier_joins_are_being_written(party: Party) -> None:
     assert party.rows("x") == [("ann", 1), ("bob", 1), ("dan", 1), ("first", 1)]
 
 
+def test_a_channel_that_only_a_program_looks_at_does_not_collect_changes(party: Party) -> None:
+    one = party.guest()
+    one.presence.linger = 1.0
+    one.presence.members("x")
+    one.presence.join("a1", "x", "ann", "1")
+    assert one.presence._open["x"].roster.changed
+    wait(lambda: one.presence.count("x") == 1 and not one.presence._open["x"].roster.changed, "they are forgotten")
+
+
 def test_a_person_that_returns_takes_the_place_of_a_lost_connection(party: Party) -> None:
     one, two = party.guest(), party.guest()
     know(one.bus, two.bus)
