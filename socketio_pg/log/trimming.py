@@ -32,22 +32,22 @@ SELECT position, extract(epoch FROM now() - logged_at)::float, channel FROM sock
 ORDER BY position LIMIT %s
 """
 
-_TRIM = """
-WITH gone AS (DELETE FROM socketio_pg.log WHERE position > %s AND position <= %s)
-UPDATE socketio_pg.head SET trimmed = %s WHERE trimmed < %s
-"""
-
-_TRIM_OTHERS = """
-WITH gone AS (DELETE FROM socketio_pg.log WHERE position > %s AND position <= %s AND channel <> ALL (%s::text[]))
-UPDATE socketio_pg.head SET trimmed = %s WHERE trimmed < %s
-"""
-
 _PATTERNS = "SELECT pattern FROM socketio_pg.retention"
 
 # A statement after this one, of the same transaction, does something in the leader's term only, and sees what the last
 # holder of the row's lock has committed.
 _FENCE = "SELECT FROM socketio_pg.head WHERE term = %(term)s FOR UPDATE;"
 _FENCED = "EXISTS (SELECT FROM socketio_pg.head WHERE term = %(term)s AND xmax = pg_current_xact_id_if_assigned()::xid)"
+
+# A former leader must not remove channels that its successor keeps apart.
+_TRIM = f"""
+{_FENCE}
+WITH gone AS (
+    DELETE FROM socketio_pg.log
+    WHERE position > %(after)s AND position <= %(upto)s AND channel <> ALL (%(own)s::text[]) AND {_FENCED}
+)
+UPDATE socketio_pg.head SET trimmed = %(upto)s WHERE trimmed < %(upto)s AND term = %(term)s
+"""
 
 _SET_PATTERNS = f"""
 {_FENCE}
@@ -63,7 +63,7 @@ ON CONFLICT DO NOTHING
 _LEFT = """
 SELECT position, channel FROM socketio_pg.log WHERE position > %s AND position <= %s ORDER BY position LIMIT %s
 """
-_REMOVE = "DELETE FROM socketio_pg.log WHERE position = ANY (%s::bigint[])"
+_REMOVE = f"{_FENCE} DELETE FROM socketio_pg.log WHERE position = ANY (%(positions)s::bigint[]) AND {_FENCED}"
 
 # The next channels of a prefix, with their oldest message and their newest one. One probe of the index for each.
 _CHANNELS = """
@@ -217,7 +217,7 @@ class Trimming:
         self.next = now + self.interval
         if self._version != self._rules.version:
             self._follow_rules(connection, term)
-        more = self._trim_together(connection)
+        more = self._trim_together(connection, term)
         if self._patterns:
             more = self._trim_apart(connection, term) or more
             self._forget(connection, term)
@@ -253,10 +253,10 @@ class Trimming:
 
     # -- together ------------------------------------------------------------------------------------------------------
 
-    def _trim_together(self, connection: Any) -> bool:
+    def _trim_together(self, connection: Any, term: int) -> bool:
         """Trim the channels without a rule of their own. Return whether there may be more to do."""
         head = Head(*self._execute(connection, HEAD)[0])
-        more = self._remove_left(connection, head.trimmed)
+        more = self._remove_left(connection, term, head.trimmed)
         found = self._execute(connection, _OLDEST, head.trimmed, self.size)
         age = self._rules.default_max_age
         retention = math.inf if age is None else age
@@ -264,22 +264,20 @@ class Trimming:
         if upto is None:
             return more
         own = {channel for position, _, channel in found if position <= upto and self._is_own(channel)}
-        if own:
-            self._execute(connection, _TRIM_OTHERS, head.trimmed, upto, sorted(own), upto, upto)
-        else:
-            self._execute(connection, _TRIM, head.trimmed, upto, upto, upto)
+        values = {"term": term, "after": head.trimmed, "upto": upto, "own": sorted(own)}
+        self._execute(connection, _TRIM, values)
         if self._removed == head.trimmed:
             self._removed = upto
         return more or upto == found[-1][0]
 
-    def _remove_left(self, connection: Any, trimmed: int) -> bool:
+    def _remove_left(self, connection: Any, term: int, trimmed: int) -> bool:
         """Remove what is left up to ``trimmed`` of channels whose rule was deleted. Return whether to go on."""
         if self._removed >= trimmed:
             return False
         found = self._execute(connection, _LEFT, self._removed, trimmed, self.size)
         due = [position for position, channel in found if not self._is_own(channel)]
         if due:
-            self._execute(connection, _REMOVE, due)
+            self._execute(connection, _REMOVE, {"term": term, "positions": due})
         self._removed = found[-1][0] if len(found) == self.size else trimmed
         return self._removed < trimmed
 
