@@ -119,13 +119,13 @@ def _call(
     It is the one that the most roles may call.
     """
     metas = [one.meta for one in messages]
-    which: _Values = {"durable": [one.durable for one in messages], "id": [one.id for one in messages]}
     # currval() after the call: PostgreSQL evaluates the columns of a row in order.
     number = ", pg_catalog.currval('socketio_pg.outbox_id_seq')" if numbers else ""
-    if not any(metas):
-        if has_ids:
-            return "publish_as(channel, payload, durable, id)", which
+    if not has_ids and not any(metas):
         return f"publish(channel, payload::pg_catalog.jsonb){number}", {}
+    which: _Values = {"durable": [one.durable for one in messages], "id": [one.id for one in messages]}
+    if not any(metas):
+        return "publish_as(channel, payload, durable, id)", which
     if all(one.durable and one.sender is None for one in messages if one.meta is not None):
         chosen: _Values = {
             "exclude": [one.exclude for one in messages],
