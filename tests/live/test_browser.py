@@ -130,6 +130,7 @@ def test_unsubscribed_channel_shows_no_messages(demo: Demo, psql: Psql) -> None:
     expect(demo.messages("foo").locator(".payload")).to_have_text(["3"])
 
 
+@pytest.mark.nightly
 def test_only_the_newest_500_messages_are_kept(demo: Demo, psql: Psql) -> None:
     demo.start("?channels=busy")
     demo.expect_subscribed("busy")
@@ -163,6 +164,7 @@ def test_messages_can_be_paused_filtered_and_cleared(demo: Demo, psql: Psql) -> 
     expect(demo.rows).to_have_count(0)
 
 
+@pytest.mark.nightly
 def test_long_payloads_are_truncated_until_expanded(demo: Demo, psql: Psql) -> None:
     demo.start("?channels=foo")
     demo.expect_subscribed("foo")

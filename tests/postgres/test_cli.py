@@ -242,7 +242,10 @@ def test_lost_connection_is_reported_and_reopened(plain: Base, channel: str) -> 
         assert listening.wait() == 0
 
 
-@pytest.mark.parametrize("message", [True, False], ids=["at the next message", "while idle"])
+@pytest.mark.parametrize(
+    "message",
+    [pytest.param(True, id="at the next message"), pytest.param(False, id="while idle", marks=pytest.mark.nightly)],
+)
 def test_closed_pipe_ends_listen_silently(plain: Base, channel: str, message: bool) -> None:
     reading, writing = os.pipe()
     process = subprocess.Popen(

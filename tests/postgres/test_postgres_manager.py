@@ -36,7 +36,7 @@ assert sorted(json.loads(text)["data"][0] for text in texts) == [[number, "é" *
 @pytest.mark.parametrize(
     ("channel", "before"),
     [
-        pytest.param("socketio_pg_queue", "", id="usual"),
+        pytest.param("socketio_pg_queue", "", id="usual", marks=pytest.mark.nightly),
         pytest.param('an "odd" name', MANY_DESCRIPTORS, id="odd name, over 1,023 descriptors"),
         pytest.param("socketio_pg_queue", MANY_DESCRIPTORS, id="over 1,023 descriptors", marks=pytest.mark.nightly),
         pytest.param('an "odd" name', "", id="odd name", marks=pytest.mark.nightly),

@@ -19,8 +19,6 @@ from socketio_pg.log.trimming import Trimming, prefixes
 from tests.support.log_database import LogDatabase, move_everything, prepare
 from tests.support.postgres import in_thread
 
-pytestmark = pytest.mark.majors
-
 CHANNELS = ("a", "ab", "b:1", "b:2", "c%_\\")
 PATTERNS = ("*", "a*", "a", "b:*", "*1", "c%_\\")
 #: LOG_RETENTION. All ages are multiples of a minute, and limits are between them: the test's own time does not matter.
@@ -149,6 +147,7 @@ OPERATIONS = st.lists(
 )
 
 
+@pytest.mark.majors
 @given(rules=RULES, operations=OPERATIONS)
 @settings(
     max_examples=settings().max_examples // 5,
