@@ -14,7 +14,7 @@ POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py,
 
 # The modules with stock clients and attackers, which must not notice that a server has several workers; `make test`
 # repeats the first ones.
-WORKERS_SAMPLE := $(patsubst %,tests/live/test_%.py,engineio_conformance socketio_conformance hostile_texts)
+WORKERS_SAMPLE := $(patsubst %,tests/live/test_%.py,engineio_conformance socketio_conformance)
 WORKERS_TESTS := $(WORKERS_SAMPLE) $(wildcard tests/live/test_hostile_*.py tests/live/test_http*.py) $(patsubst %, \
 	tests/live/test_%.py,authentication chunked heartbeat javascript limits log polling presence replay_clients tls transport workers_javascript)
 
