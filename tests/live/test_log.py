@@ -355,7 +355,7 @@ def test_replay_reports_messages_trimmed_meanwhile(newest_pg: Cluster, channel: 
         log.server.close()
 
 
-@pytest.mark.parametrize("transport", ["websocket", "polling"])
+@pytest.mark.parametrize("transport", ["websocket", pytest.param("polling", marks=pytest.mark.nightly)])
 def test_many_clients_can_replay_concurrently(log: Log, channel: str, transport: str) -> None:
     count = 200 if transport == "websocket" else 10
     with SocketClient(log.server.url) as one:
