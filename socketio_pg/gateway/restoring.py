@@ -21,7 +21,7 @@ from socketio_pg.gateway.presence_requests import Prepared
 from socketio_pg.gateway.subscribing import Pending
 from socketio_pg.log.log import Log
 from socketio_pg.protocol.fanout import Manager
-from socketio_pg.protocol.offsets import Offset, parse_offset
+from socketio_pg.protocol.offsets import Offset, parse_offset, tag_of
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.recovery.keeping import Keeping
 from socketio_pg.recovery.session import NotRecoveredError, Session, identity_of
@@ -107,7 +107,7 @@ class Restoring:
             # Before the offset is looked at: the former connection ends in any case.
             attempt.session = session = self._keeping.take(ticket, str(pid), eio_sid)
             text = auth.get("offset")
-            attempt.offset = Offset(ticket.epoch, ticket.position) if text is None else parse_offset(text)
+            attempt.offset = Offset(ticket.epoch, 0) if text is None else parse_offset(text)
             if not self._is_here(eio_sid):
                 self._keeping.lose(ticket.sid)
                 return None
@@ -200,14 +200,17 @@ class Restoring:
         notify = self._keeping.not_covered(session)
         if notify:
             raise NotRecoveredError("notify", notify)
-        # A client that has got a new session may still send the offset of the former one.
-        position = max(offset.position, session.ticket.position)
+        # A client that has got nothing of its session sends the offset of a former one: each subscription goes on where
+        # it began. Offsets of this session that are older than it have its tag, and so have those with numbers.
+        ticket = session.ticket
+        own_offset = offset.position >= ticket.position if offset.tag is None else offset.tag == tag_of(ticket.sid)
         starts = {}
         for channel, entry in session.entries.items():
             own = offset.others.get(entry.number)
-            if (own is None and entry.replaying) or entry.replaying == "snapshot":
+            if entry.replaying == "snapshot" or (own_offset and own is None and entry.replaying):
                 raise NotRecoveredError("replaying")
-            starts[channel] = max(position if own is None else own, entry.after)
+            reached = 0 if not own_offset else offset.position if own is None else own
+            starts[channel] = max(reached, entry.after)
         return starts
 
     def _restore(self, sid: str, attempt: _Attempt, session: Session) -> None:

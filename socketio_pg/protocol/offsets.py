@@ -3,9 +3,13 @@
 An offset says how far the log has been delivered to all subscriptions of the client: ``r1:EPOCH:POSITION``. While the
 replay of a subscription is in progress, it also has that subscription's number and position: ``r1:…:900;3=60``. The
 prefix tells an offset from other strings: a stock client sends the last argument of its last event, whatever that is.
+
+One with numbers, or from before the session began, has the session's tag, as the number 0: ``r1:…:900;0=77,3=60``. So
+an offset that a client still has of a former session is known.
 """
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +19,7 @@ from typing import Protocol
 #: ``;*``: the session cannot be recovered from there.
 MAX_OTHERS = 8
 #: The maximum length of an offset.
-MAX_LENGTH = 64 + MAX_OTHERS * 32
+MAX_LENGTH = 64 + (1 + MAX_OTHERS) * 28
 _PREFIX = "r1:"
 _OFFSET = re.compile(r"r1:([0-9a-f-]{36}):([0-9]{1,18})(?:;(\*|[0-9]{1,9}=[0-9]{1,18}(?:,[0-9]{1,9}=[0-9]{1,18})*))?")
 
@@ -24,16 +28,18 @@ _OFFSET = re.compile(r"r1:([0-9a-f-]{36}):([0-9]{1,18})(?:;(\*|[0-9]{1,9}=[0-9]{
 class Offset:
     """``position`` holds for all subscriptions but those in ``others`` (number → position).
 
-    ``complete`` is False if subscriptions are missing in ``others``.
+    ``complete`` is False if subscriptions are missing in ``others``. ``tag``: the session's, if the offset has it.
     """
 
     epoch: str
     position: int
     others: Mapping[int, int] = field(default_factory=dict)
     complete: bool = True
+    tag: int | None = None
 
     def __str__(self) -> str:
-        rest = ",".join(f"{number}={position}" for number, position in self.others.items()) if self.complete else "*"
+        numbers = ({} if self.tag is None else {0: self.tag}) | dict(self.others)
+        rest = ",".join(f"{number}={position}" for number, position in numbers.items()) if self.complete else "*"
         return f"{_PREFIX}{self.epoch}:{self.position}{rest and ';'}{rest}"
 
 
@@ -48,9 +54,16 @@ def parse_offset(text: object) -> Offset | None:
     if rest == "*":
         return Offset(epoch, int(position), complete=False)
     pairs = [pair.split("=") for pair in rest.split(",")] if rest else []
-    if len(pairs) > MAX_OTHERS:
+    others = {int(number): int(at) for number, at in pairs}
+    tag = others.pop(0, None)
+    if len(pairs) > MAX_OTHERS + 1 or len(others) > MAX_OTHERS:
         return None
-    return Offset(epoch, int(position), {int(number): int(at) for number, at in pairs})
+    return Offset(epoch, int(position), others, tag=tag)
+
+
+def tag_of(sid: str) -> int:
+    """Return the tag of a session in its offsets."""
+    return zlib.crc32(sid.encode())
 
 
 class Delivered(Protocol):
@@ -66,12 +79,14 @@ class Delivered(Protocol):
 
 
 class Cursor:
-    """How far the log has been delivered to one client."""
+    """How far the log has been delivered to one client. Its session has a ``tag``, and ``begins`` at a position."""
 
-    __slots__ = ("_ahead", "_epoch", "_log", "_text", "_text_of", "behind", "numbers", "sent")
+    __slots__ = ("_ahead", "_begins", "_epoch", "_log", "_tag", "_text", "_text_of", "behind", "numbers", "sent")
 
-    def __init__(self, log: Delivered) -> None:
+    def __init__(self, log: Delivered, tag: int | None = None, begins: int = 0) -> None:
         self._log = log
+        self._tag = tag
+        self._begins = begins
         self._epoch = log.epoch
         #: The position of the last live message of the log that the client was sent.
         self.sent = 0
@@ -86,7 +101,7 @@ class Cursor:
     @property
     def alone(self) -> bool:
         """Whether the client may have other offsets than those that are up to date."""
-        return bool(self.behind or self._ahead)
+        return bool(self.behind or self._ahead) or self._log.delivered < self._begins
 
     def hold(self, channel: str, position: int) -> None:
         """Note that a subscription is behind, at ``position`` of the log's present epoch."""
@@ -114,7 +129,7 @@ class Cursor:
         position = self._log.delivered
         if self.sent > position:
             position = self.sent
-        if self.behind or self._ahead:
+        if self.behind or self._ahead or position < self._begins:
             return self._partial(epoch, position)
         if position != self._text_of:
             self._text, self._text_of = f"{_PREFIX}{epoch}:{position}", position
@@ -124,7 +139,7 @@ class Cursor:
         """Return the log's epoch. Positions of a former one mean nothing."""
         epoch = self._log.epoch
         if epoch != self._epoch:
-            self._epoch, self.sent, self._text_of = epoch, 0, -1
+            self._epoch, self.sent, self._text_of, self._begins = epoch, 0, -1, 0
             self.behind.clear()
             self._ahead.clear()
         return epoch
@@ -136,4 +151,4 @@ class Cursor:
         if places and len(places) == len(self.numbers):  # no subscription is live
             position = Counter(places.values()).most_common(1)[0][0]
         others = {self.numbers[channel]: at for channel, at in places.items() if at != position}
-        return str(Offset(epoch, position, others, complete=len(others) <= MAX_OTHERS))
+        return str(Offset(epoch, position, others, complete=len(others) <= MAX_OTHERS, tag=self._tag))

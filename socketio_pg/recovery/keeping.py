@@ -22,7 +22,7 @@ from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.patterns import is_pattern
 from socketio_pg.log.log import Log
 from socketio_pg.protocol.fanout import Manager
-from socketio_pg.protocol.offsets import Cursor
+from socketio_pg.protocol.offsets import Cursor, tag_of
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.recovery.session import Entry, NotRecoveredError, Session, Ticket, identity_of
 from socketio_pg.recovery.session_table import SessionTable
@@ -126,10 +126,13 @@ class Keeping:
         ticket = Ticket(sid, identity_of(claims), epoch, self._log.position, time.time())
         text = json.dumps([ticket.sid, ticket.who, ticket.epoch, ticket.position, ticket.began])
         pid = self._sealing.seal_for_client(_PURPOSE, text)
-        session = Session(ticket, pid, Cursor(self._log), eio_sid)
+        session = Session(ticket, pid, self._cursor(ticket), eio_sid)
         self._add(session)
         self._store(session)
         return session
+
+    def _cursor(self, ticket: Ticket) -> Cursor:
+        return Cursor(self._log, tag_of(ticket.sid), ticket.position)
 
     def read_pid(self, pid: object) -> Ticket | None:
         """Return the contents of a pid; None if it is not one of this installation.
@@ -313,7 +316,7 @@ class Keeping:
                 text = self._take_elsewhere(ticket)
                 if text is None:
                     raise NotRecoveredError("unknown_session")
-                session = Session(ticket, pid, Cursor(self._log), None)
+                session = Session(ticket, pid, self._cursor(ticket), None)
                 session.load(text)
                 self._add(session)
             elif not self._close(session):
@@ -322,7 +325,7 @@ class Keeping:
                 raise NotRecoveredError("unknown_session")  # forgotten in the meantime
             session.eio_sid, session.left_at = eio_sid, None
             # That of the former connection is in the rooms' lists.
-            cursor = session.cursor = Cursor(self._log)
+            cursor = session.cursor = self._cursor(ticket)
             cursor.numbers = {channel: entry.number for channel, entry in session.entries.items()}
             return session
 

@@ -22,8 +22,10 @@ class FakeLog:
         Offset(EPOCH, 0),
         Offset(EPOCH, 10**18 - 1),
         Offset(EPOCH, 7, {1: 0, 999_999_999: 10**18 - 1}),
-        Offset(EPOCH, 7, {number: 10**17 + number for number in range(MAX_OTHERS)}),
+        Offset(EPOCH, 7, {number: 10**17 + number for number in range(1, 1 + MAX_OTHERS)}),
         Offset(EPOCH, 7, complete=False),
+        Offset(EPOCH, 7, tag=0),
+        Offset(EPOCH, 10**18 - 1, {999_999_900 + number: 10**18 - 1 for number in range(MAX_OTHERS)}, tag=2**32 - 1),
     ],
 )
 def test_offsets_are_parsed_as_they_are_written(offset: Offset) -> None:
@@ -39,7 +41,8 @@ def test_offsets_are_parsed_as_they_are_written(offset: Offset) -> None:
         f"r1:{EPOCH}:7;3", f"r1:{EPOCH}:7;3=",
         f"r1:{EPOCH}:7;3=4,", f"r1:{EPOCH}:7;*,3=4", f"r1:{EPOCH}:7\n", f" r1:{EPOCH}:7", f"r2:{EPOCH}:7",
         f"r1:{EPOCH[:-1]}:7", f"r1:{EPOCH.upper()}:7", "r1:" + "9" * 100_000, f"r1:{EPOCH}:7;" + "1=1," * 100_000,
-        f"r1:{EPOCH}:7;" + ",".join(f"{number}=1" for number in range(MAX_OTHERS + 1)), f"r1:{EPOCH}:7;3=4 ", "\ud800",
+        f"r1:{EPOCH}:7;" + ",".join(f"{number}=1" for number in range(1, MAX_OTHERS + 2)), f"r1:{EPOCH}:7;3=4 ",
+        "\ud800",
     ],
 )  # fmt: skip
 def test_other_values_are_no_offsets(text: object) -> None:
@@ -100,7 +103,7 @@ def test_a_replay_may_overtake_messages_that_are_being_delivered() -> None:
 
 def test_too_many_replays_are_not_recoverable() -> None:
     cursor = Cursor(FakeLog(delivered=100))
-    cursor.numbers = {str(number): number for number in range(50)}
+    cursor.numbers = {str(number): number + 1 for number in range(50)}
     cursor.behind = {str(number): number for number in range(MAX_OTHERS + 1)}
     found = parse_offset(cursor.offset())
     assert found is not None
@@ -128,7 +131,7 @@ def test_offsets_are_exact_whatever_happens(seed: int) -> None:
     has: dict[str, int] = {}  # the position up to which each subscription has got everything
     for number in range(6):
         channel = str(number)
-        cursor.numbers[channel] = number
+        cursor.numbers[channel] = number + 1  # 0 is the tag
         has[channel] = 0
     for _ in range(300):
         action = rng.random()
@@ -159,3 +162,23 @@ def _places(cursor: Cursor, has: dict[str, int]) -> dict[str, int]:
     assert found is not None
     assert found.complete
     return {channel: found.others.get(cursor.numbers[channel], found.position) for channel in has}
+
+
+def test_an_offset_that_is_older_than_the_session_has_its_tag() -> None:
+    """The client has asked for messages from before its session began: its offset is not that of a former session."""
+    log = FakeLog(delivered=227)
+    cursor = Cursor(log, tag=77, begins=227)
+    assert cursor.offset() == f"r1:{EPOCH}:227"
+    assert not cursor.alone
+    cursor.numbers = {"a": 1, "b": 2}
+    cursor.hold("a", 0)
+    assert cursor.offset() == f"r1:{EPOCH}:227;0=77,1=0"
+    cursor.hold("b", 5)
+    cursor.behind["a"] = 5
+    assert cursor.offset() == f"r1:{EPOCH}:5;0=77"
+    cursor.catch_up(227)
+    assert cursor.offset() == f"r1:{EPOCH}:227"
+    # On a node that is behind the one where the session began.
+    behind = Cursor(FakeLog(delivered=200), tag=77, begins=227)
+    assert behind.alone
+    assert behind.offset() == f"r1:{EPOCH}:200;0=77"
