@@ -1,4 +1,4 @@
-"""Who has published a message: the claims of the client that subscribers read, as the field `from`. No I/O."""
+"""The sender of a message: the claims of the client that subscribers read, as the field `from`. No I/O."""
 
 import json
 from collections.abc import Mapping, Sequence

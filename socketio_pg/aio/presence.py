@@ -10,7 +10,7 @@ from socketio_pg.subscriber.presence_state import PresenceMember
 
 
 class AsyncPresence(Watcher):
-    """Who is present on a channel, as returned by :meth:`AsyncSubscriber.presence`.
+    """The people who are present on a channel, as returned by :meth:`AsyncSubscriber.presence`.
 
     After a reconnect the client joins again, with the same state. All objects of one channel share its members, and
     whether this client has joined. Handlers are called in the event loop: they must not block. Arguments and errors are

@@ -46,7 +46,7 @@ class Process:
 
 @dataclass(slots=True)
 class _Heard:
-    """What is known of another process."""
+    """Another process, as this one knows it."""
 
     process: Process
     #: The beats of the own node until it was last heard.

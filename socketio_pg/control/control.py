@@ -64,7 +64,7 @@ class Connections:
 
 
 class Control:
-    """What can be done to connections on all nodes and workers. ``max_payload`` is MAX_PAYLOAD.
+    """Lists, ends and reaches connections on all nodes and workers. ``max_payload`` is MAX_PAYLOAD.
 
     All methods wait for the answers of the other processes. They raise :class:`InvalidRequestError` for invalid
     arguments, and RuntimeError in another thread than the server's.

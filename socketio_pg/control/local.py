@@ -1,4 +1,4 @@
-"""What control does to the clients of this process: Socket.IO connections in all namespaces, streams, sessions."""
+"""Controls the clients of this process: Socket.IO connections in all namespaces, streams, sessions."""
 
 from collections.abc import Sequence
 from typing import Any

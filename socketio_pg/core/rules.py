@@ -120,7 +120,7 @@ def parse_rules(value: object) -> dict[str, Rule]:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value comes from: the rule with this ``pattern`` of the table or the setting, or a setting's name."""
+    """The origin of a value: the rule with this ``pattern`` of the table or the setting, or a setting's name."""
 
     source: str
     pattern: str | None = None

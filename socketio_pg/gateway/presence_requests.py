@@ -40,7 +40,7 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a client has asked for and may have. ``key`` is the one that it has chosen; ``state`` JSON text.
+    """A request that is allowed. ``key`` is the one that it has chosen; ``state`` JSON text.
 
     ``mark``, ``session``: the time of the permissions, and the client's claims, when it was asked whether it may.
     ``ref``, ``joined_at``: of the membership that its recoverable session has.

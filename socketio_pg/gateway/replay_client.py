@@ -1,4 +1,4 @@
-"""What the replay of one client's subscription sends: the messages that its filter selects, in its form of numbers."""
+"""Sends the replay of one client's subscription: the messages that its filter selects, in its form of numbers."""
 
 import time
 from collections.abc import Callable, Sequence

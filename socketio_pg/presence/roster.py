@@ -55,7 +55,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a ``process`` has written to one channel."""
+    """A change by a ``process`` in one channel."""
 
     process: str
     link: Link
@@ -67,8 +67,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What clients are told. ``members``: joined, updated and left ones as JSON, by key; None if there are too many.
+    """A difference that clients are told. ``members``: joined, updated and left ones as JSON, by key.
 
+    None if there are too many.
     ``restarts``: the clients need the whole state, because they can be told the members again.
     """
 

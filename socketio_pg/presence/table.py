@@ -46,7 +46,7 @@ _END = "UPDATE socketio_pg.presence_process SET expires_at = now() + make_interv
 
 
 class Written(NamedTuple):
-    """What a statement has changed in one channel, with its numbers of connections before and after.
+    """The change of one channel by a statement, with its numbers of connections before and after.
 
     ``joined`` and ``left``: the keys of members, if they are wanted.
     """
@@ -65,7 +65,7 @@ class Keeper(Protocol):
     def written(
         self, put: Sequence[tuple[str, Meta]], gone: Sequence[tuple[str, str]], written: Sequence[Written]
     ) -> None:
-        """These connections and refs of this process, each with its channel, are committed."""
+        """Note that connections and refs of this process, each with its channel, are committed."""
 
     def reading(self, channels: Sequence[str]) -> None:
         """The database is about to be asked for the members of these channels."""
@@ -80,7 +80,7 @@ class Keeper(Protocol):
         """Return the channels whose versions are to be compared with those in the database."""
 
     def processes(self, known: Collection[ProcessId]) -> None:
-        """These processes are known to the database; ones that were heard meanwhile may be missing."""
+        """Note which processes the database knows; ones that were heard meanwhile may be missing."""
 
     def swept(self, dead: Sequence[ProcessId], written: Sequence[Written]) -> None:
         """This process has removed dead ones and their members."""

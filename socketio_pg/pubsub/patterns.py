@@ -33,7 +33,7 @@ class _Edges:
 
 @dataclass(slots=True)
 class _Node:
-    """What may follow the literal parts of a pattern up to here: more parts, or the last one.
+    """A node of the tree: literal parts of patterns lead here, and more of them or the last one may follow.
 
     The node of a last part has the ``pattern`` that ends there.
     """

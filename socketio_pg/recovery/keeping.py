@@ -7,7 +7,6 @@ the session before it takes it over, so that no two connections have it at a tim
 import contextlib
 import functools
 import json
-import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -18,30 +17,26 @@ from socketio_pg.core.backoff import Backoff
 from socketio_pg.core.channels import SESSIONS_CHANNEL, match_pattern
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ClusterKeyError, DatabaseUnavailableError, SocketIOPGError
-from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.patterns import is_pattern
 from socketio_pg.log.log import Log
 from socketio_pg.protocol.fanout import Manager
 from socketio_pg.protocol.offsets import Cursor, tag_of
 from socketio_pg.pubsub.pubsub import PubSub
+from socketio_pg.recovery.asking import Asking
 from socketio_pg.recovery.session import Entry, NotRecoveredError, Session, Ticket, identity_of
 from socketio_pg.recovery.session_table import SessionTable
-
-_limited_log = RateLimitedLog(logging.getLogger("socketio_pg.recovery"))
 
 #: For what pids are sealed.
 _PURPOSE = "socketio_pg session"
 #: The maximum length of a pid.
 MAX_PID = 1000
-#: Sessions in one text between nodes.
-_TOGETHER = 50
 
 
 class Keeping:
     """The sessions of one process."""
 
-    #: Seconds for another node to let go of a session, for a connection of this one to end, and for both, repeatedly.
-    release_seconds, close_seconds, take_seconds = 2.0, 5.0, 10.0
+    #: Seconds for a connection of this node to end, and for taking a session over, repeatedly.
+    close_seconds, take_seconds = 5.0, 10.0
     #: Seconds after which a session without a row can no longer be waiting to be stored.
     young = 10.0
     #: Seconds that a `subscribe` waits until it is stored.
@@ -66,14 +61,9 @@ class Keeping:
         self._notified: dict[str, None] = {}
         #: Sessions that are being taken over by this process.
         self._taking: dict[str, green.Event] = {}
-        #: Sessions that another process is asked for: set when it has let go.
-        self._asked: dict[str, green.Event] = {}
-        self._to_ask: dict[str, str | None] = {}
-        self._asking = green.Worker()
+        self._asking = Asking(pubsub, self._table.owner)
         #: Sessions that others take over: when this process has let go of them (monotonic), the oldest first.
         self._let_go_at: dict[str, float] = {}
-        #: Processes that did not answer.
-        self._silent: set[str] = set()
         self._expiring = green.Worker()
         #: Sessions that others may have taken over unnoticed.
         self._unchecked: dict[str, None] = {}
@@ -164,7 +154,7 @@ class Keeping:
         elif not self._manager.is_sid_room("/", sid):
             # Its client may be away from another node.
             self._table.forget(sid)
-            green.run_soon(self._tell, {"forget": [sid]})
+            green.run_soon(self._asking.tell, {"forget": [sid]})
         self._table.busy = bool(self._sessions)
 
     def forget_user(self, subject: str) -> None:
@@ -386,7 +376,7 @@ class Keeping:
                     if asked_all or not (young or self._table.is_incomplete):
                         return None
                     asked_all = True
-                    self._ask(sid, None)
+                    self._asking.ask(sid, None)
                     continue
                 if owner.id == self._table.owner:
                     if not self._has_let_go(sid):
@@ -394,8 +384,8 @@ class Keeping:
                     # Another process is about to take it, for a connection that the client has given up already.
                     green.sleep(0.02)
                     continue
-                if owner.lives and owner.id not in self._silent and not self._ask(sid, owner.id):
-                    self._silent.add(owner.id)
+                if owner.lives and not self._asking.is_silent(owner.id):
+                    self._asking.ask(sid, owner.id)
                 subscriptions = self._table.take(sid, owner.id)
                 if subscriptions is not None:
                     return subscriptions
@@ -407,62 +397,12 @@ class Keeping:
         at = self._let_go_at.get(sid)
         return at is not None and time.monotonic() - at < self.take_seconds
 
-    def _ask(self, sid: str, owner: str | None) -> bool:
-        """Ask the owner of a session (None: any process) to let go of it. Return whether it has.
-
-        Raises :class:`DatabaseUnavailableError` when it could not be asked.
-        """
-        asked = self._asked[sid] = green.Event()
-        self._to_ask[sid] = owner
-        self._asking.start(self._ask_all)
-        try:
-            asked.wait(self.release_seconds)
-            return True
-        except green.TimedOut:
-            if sid in self._to_ask:
-                raise DatabaseUnavailableError("another node cannot be asked at the moment") from None
-            return False
-        finally:
-            del self._asked[sid]
-            self._to_ask.pop(sid, None)
-
-    def _ask_all(self) -> None:
-        while self._to_ask:
-            asked = [(owner, sid) for sid, owner in self._to_ask.items()]
-            parts = [asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER)]
-            if self._tell(*({"ask": part} for part in parts)):
-                for _, sid in asked:
-                    self._to_ask.pop(sid, None)
-            else:
-                green.sleep(0.1)
-
-    def _tell(self, *messages: dict[str, Any]) -> bool:
-        """Send messages to the other processes. Return whether they were sent."""
-        try:
-            texts = [json.dumps({"by": self._table.owner} | message) for message in messages]
-            sealed = [self._sealing.seal(SESSIONS_CHANNEL, text) for text in texts]
-            self._pubsub.publish_reserved(SESSIONS_CHANNEL, sealed)
-            return True
-        except (SocketIOPGError, ClusterKeyError) as error:
-            _limited_log(logging.WARNING, "other nodes cannot be told about a client's session: %s", error)
-            return False
-
     # -- messages of other processes -----------------------------------------------------------------------------------
 
     def _hear(self, texts: Sequence[str]) -> None:
-        for sealed in texts:
-            text = self._sealing.open(SESSIONS_CHANNEL, sealed)
-            message = None if text is None else json.loads(text)
-            if message is None:
-                continue
-            self._silent.discard(message["by"])
-            if message["by"] == self._table.owner:
-                continue
+        for message in self._asking.open(texts):
             if "ask" in message:
                 green.run_soon(self._let_go, message["ask"])
-            for sid in message.get("released", ()):
-                if sid in self._asked:
-                    self._asked[sid].send()
             for sid in message.get("forget", ()):
                 session = self._sessions.get(sid)
                 if session is not None and session.eio_sid is None:
@@ -480,7 +420,7 @@ class Keeping:
             self._table.wait_written(self.close_seconds, now=True)
         except DatabaseUnavailableError:
             return
-        self._tell({"released": [sid for sid in mine if sid not in self._sessions]})
+        self._asking.tell({"released": [sid for sid in mine if sid not in self._sessions]})
 
     def _let_go_of(self, sid: str) -> None:
         with self._alone(sid):

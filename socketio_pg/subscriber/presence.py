@@ -11,7 +11,7 @@ from socketio_pg.subscriber.presence_state import PresenceMember
 
 
 class Presence(Watcher):
-    """Who is present on a channel, as returned by :meth:`Subscriber.presence`. All methods are thread-safe.
+    """The people who are present on a channel, as returned by :meth:`Subscriber.presence`. All methods are thread-safe.
 
     After a reconnect the client joins again, with the same state. All objects of one channel share its members, and
     whether this client has joined.

@@ -17,7 +17,7 @@ _OPERATIONS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a client gets of a change: the text of the payload, and the message's place in the log."""
+    """A change as a client gets it: the text of the payload, and the message's place in the log."""
 
     payload: str
     position: int
@@ -120,7 +120,7 @@ class Change:
 
 
 class Plain:
-    """What clients get of ``change`` without row-level security: they see ``columns``; None stands for all of them."""
+    """Makes what clients get of ``change`` without row-level security: they see ``columns``; None for all of them."""
 
     def __init__(self, change: Change, columns: Sequence[str] | None) -> None:
         self._change = change

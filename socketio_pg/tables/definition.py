@@ -54,7 +54,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What a role may read of a table: its visible ``columns`` by name, in order.
+    """The part of a table that a role may read: its visible ``columns`` by name, in order.
 
     ``whole``: the messages of the watch have these columns and no other, also after a column is added. ``checked``:
     row-level security applies to the role.

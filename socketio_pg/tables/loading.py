@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a client has subscribed to."""
+    """The subscription of a client."""
 
     form: Form
     query: Query
@@ -33,7 +33,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a client sees of a table: its definition, the rights of its role, and the view that it belongs to."""
+    """A table as a client sees it: its definition, the rights of its role, and the view that it belongs to."""
 
     table: Definition
     rights: Rights

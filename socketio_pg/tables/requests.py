@@ -1,4 +1,4 @@
-"""What a client asks for when it subscribes to a live table. Pure, no I/O."""
+"""The request of a client that subscribes to a live table. Pure, no I/O."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What new subscribers of a table get until they are live: the rows, and the changes after them.
+"""The rows that new subscribers of a table get, and the changes after them, until they are live.
 
 Clients that want the same rows at the same time share a sequence: one SELECT, and each change is prepared once.
 """

@@ -26,7 +26,7 @@ class RestartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ViewKey:
-    """What makes two clients share a view.
+    """Two clients with the same key share a view.
 
     ``columns`` is None for all columns of the watch's messages. With a ``seer`` row-level security decides about rows,
     and ``columns`` are its own.

@@ -1,4 +1,4 @@
-"""What operations of the OpenAPI document have in common: parameters, responses, the error codes of `api_errors`."""
+"""The parts that operations of the OpenAPI document share: parameters, responses, the error codes of `api_errors`."""
 
 from typing import Any
 
