@@ -24,7 +24,7 @@ from socketio_pg.protocol.fanout import Manager
 from socketio_pg.protocol.offsets import Offset, parse_offset, tag_of
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.recovery.keeping import Keeping
-from socketio_pg.recovery.session import NotRecoveredError, Session, identity_of
+from socketio_pg.recovery.session import Entry, NotRecoveredError, Session, identity_of
 
 logger = logging.getLogger("socketio_pg.recovery")
 
@@ -206,10 +206,9 @@ class Restoring:
         own_offset = offset.position >= ticket.position if offset.tag is None else offset.tag == tag_of(ticket.sid)
         starts = {}
         for channel, entry in session.entries.items():
-            own = offset.others.get(entry.number)
-            if entry.replaying == "snapshot" or (own_offset and own is None and entry.replaying):
+            reached = _reached(entry, offset) if own_offset else 0
+            if reached is None or entry.replaying == "snapshot":
                 raise NotRecoveredError("replaying")
-            reached = 0 if not own_offset else offset.position if own is None else own
             starts[channel] = max(reached, entry.after)
         return starts
 
@@ -249,3 +248,20 @@ class Restoring:
 
     def _is_here(self, eio_sid: str) -> bool:
         return self._manager.is_open(eio_sid)
+
+
+def _reached(entry: Entry, offset: Offset) -> int | None:
+    """Return the position up to which a client with an ``offset`` of its session has got a subscription.
+
+    None: the client had the offset before it subscribed.
+    """
+    own = offset.others.get(entry.number)
+    if own is not None:
+        return own
+    if not entry.replaying:
+        return offset.position
+    if offset.tag is not None:
+        return offset.position if entry.number <= offset.newest else None
+    # During the replay, and until the log goes on after its end, offsets have the tag.
+    over = not isinstance(entry.replaying, (bool, str)) and offset.position > entry.replaying
+    return offset.position if over else None

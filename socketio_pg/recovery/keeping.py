@@ -252,8 +252,10 @@ class Keeping:
         session = self._sessions.get(sid)
         entry = None if session is None else session.entries.get(channel)
         # Not of a newer one, which is being stored.
-        if session is not None and entry is not None and entry.replaying and entry.number == number:
-            entry.replaying = False
+        if session is None or entry is None or entry.number != number:
+            return
+        if entry.replaying is True or entry.replaying == "snapshot":
+            entry.replaying = self._log.position
             self._store(session)
 
     def note_notify(self, channels: Collection[str]) -> None:

@@ -35,15 +35,15 @@ class Ticket:
 class Entry:
     """A subscription of a session: what the client asked for, and where it began.
 
-    ``replaying``: the replay that the client asked for is not over. Offsets name it by its ``number``. Positions do not
-    tell how far one of a ``snapshot`` has got.
+    ``replaying``: the replay that the client asked for is not over; a number: it ended at this position of the log.
+    Offsets name it by its ``number``. Positions do not tell how far one of a ``snapshot`` has got.
     """
 
     number: int
     after: int
     filter: Any = None
     strings: bool = False
-    replaying: bool | Literal["snapshot"] = False
+    replaying: bool | int | Literal["snapshot"] = False
     #: What the client is in the channel: gateway/presence_rooms.
     presence: dict[str, Any] | None = None
 

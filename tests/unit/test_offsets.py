@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from socketio_pg.gateway.restoring import _reached
 from socketio_pg.protocol.offsets import MAX_LENGTH, MAX_OTHERS, Cursor, Offset, parse_offset
+from socketio_pg.recovery.session import Entry
 
 EPOCH = "0b5c9a0e-3c1c-4a73-9a4e-52b0f3c3a7d1"
 
@@ -25,7 +27,14 @@ class FakeLog:
         Offset(EPOCH, 7, {number: 10**17 + number for number in range(1, 1 + MAX_OTHERS)}),
         Offset(EPOCH, 7, complete=False),
         Offset(EPOCH, 7, tag=0),
-        Offset(EPOCH, 10**18 - 1, {999_999_900 + number: 10**18 - 1 for number in range(MAX_OTHERS)}, tag=2**32 - 1),
+        Offset(EPOCH, 7, {3: 4}, tag=77, newest=3),
+        Offset(
+            EPOCH,
+            10**18 - 1,
+            {999_999_900 + number: 10**18 - 1 for number in range(MAX_OTHERS)},
+            tag=2**32 - 1,
+            newest=9_999_999,
+        ),
     ],
 )
 def test_offsets_are_parsed_as_they_are_written(offset: Offset) -> None:
@@ -98,6 +107,8 @@ def test_a_replay_may_overtake_messages_that_are_being_delivered() -> None:
     assert parse_offset(cursor.offset()) == Offset(EPOCH, 105, {2: 110})
     log.delivered = 110
     assert parse_offset(cursor.offset()) == Offset(EPOCH, 110)
+    log.delivered = 111
+    assert parse_offset(cursor.offset()) == Offset(EPOCH, 111)
     assert not cursor.alone
 
 
@@ -164,21 +175,45 @@ def _places(cursor: Cursor, has: dict[str, int]) -> dict[str, int]:
     return {channel: found.others.get(cursor.numbers[channel], found.position) for channel in has}
 
 
-def test_an_offset_that_is_older_than_the_session_has_its_tag() -> None:
-    """The client has asked for messages from before its session began: its offset is not that of a former session."""
+def test_an_offset_has_the_tag_of_the_session_if_it_may_be_taken_for_another_one() -> None:
+    """The client may ask for messages from before its session began, or from before its last offset."""
     log = FakeLog(delivered=227)
     cursor = Cursor(log, tag=77, begins=227)
     assert cursor.offset() == f"r1:{EPOCH}:227"
     assert not cursor.alone
     cursor.numbers = {"a": 1, "b": 2}
     cursor.hold("a", 0)
-    assert cursor.offset() == f"r1:{EPOCH}:227;0=77,1=0"
+    assert cursor.offset() == f"r1:{EPOCH}:227;0=770000001,1=0"
     cursor.hold("b", 5)
     cursor.behind["a"] = 5
-    assert cursor.offset() == f"r1:{EPOCH}:5;0=77"
+    assert cursor.offset() == f"r1:{EPOCH}:5;0=770000002"
     cursor.catch_up(227)
-    assert cursor.offset() == f"r1:{EPOCH}:227"
+    # The client may have got this position before it subscribed.
+    assert cursor.alone
+    assert cursor.offset() == f"r1:{EPOCH}:227;0=770000002"
+    log.delivered = 228
+    assert not cursor.alone
+    assert cursor.offset() == f"r1:{EPOCH}:228"
     # On a node that is behind the one where the session began.
     behind = Cursor(FakeLog(delivered=200), tag=77, begins=227)
     assert behind.alone
-    assert behind.offset() == f"r1:{EPOCH}:200;0=77"
+    assert behind.offset() == f"r1:{EPOCH}:200;0=770000000"
+
+
+@pytest.mark.parametrize(
+    ("entry", "offset", "reached"),
+    [
+        (Entry(1, 0), Offset(EPOCH, 9), 9),
+        (Entry(1, 0), Offset(EPOCH, 9, {1: 4}, tag=77, newest=1), 4),
+        (Entry(2, 0, replaying=True), Offset(EPOCH, 9), None),
+        (Entry(2, 0, replaying=True), Offset(EPOCH, 9, {1: 4}, tag=77, newest=1), None),
+        (Entry(2, 0, replaying=True), Offset(EPOCH, 9, {1: 4}, tag=77, newest=2), 9),
+        (Entry(2, 0, replaying=9), Offset(EPOCH, 9), None),
+        (Entry(2, 0, replaying=9), Offset(EPOCH, 10), 10),
+        (Entry(2, 0, replaying=9), Offset(EPOCH, 9, tag=77, newest=2), 9),
+        (Entry(2, 0, replaying=9), Offset(EPOCH, 9, tag=77, newest=1), None),
+    ],
+)
+def test_an_offset_tells_how_far_a_subscription_has_got(entry: Entry, offset: Offset, reached: int | None) -> None:
+    """None: the client had the offset before it subscribed, and nothing of the replay has arrived."""
+    assert _reached(entry, offset) == reached
