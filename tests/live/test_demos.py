@@ -243,7 +243,8 @@ def test_demo_without_the_log_explains_the_setup(newest_pg: Cluster, chromium: B
 
 def test_votes_demo_shows_html_of_the_server_without_javascript_of_the_page(log: Log, chromium: Browser) -> None:
     with votes_pages(log, chromium) as (pages, problems):
-        assert pages[0].evaluate("[...document.scripts].every(script => script.src.includes('htmx'))")
+        assert pages[0].evaluate("[...document.scripts].every(script => /htmx|light/.test(script.src))")
+        expect(pages[0].locator("#status")).to_have_attribute("data-state", "connected")
         before = counts(pages[0])
         pages[0].get_by_role("button", name="Camel").click()
         after = [before[0], before[1] + 1, before[2]]
@@ -334,8 +335,7 @@ def test_each_page_has_one_name_fits_a_phone_and_is_accessible(log: Log, chromiu
             links = page.get_by_role("navigation", name="Pages").get_by_role("link")
             expect(links).to_have_text(["Playground", "Demos", "Orders", "Map", "Chat", "Votes"])
             expect(links.and_(page.locator("[aria-current=page]"))).to_have_text([name])
-            if name != "Votes":
-                expect(page.locator("#status")).to_have_attribute("data-state", "connected")
+            expect(page.locator("#status")).to_have_attribute("data-state", "connected")
             if name in ("Orders", "Map"):
                 expect(page.locator("#sql")).to_contain_text("socketio_pg.watch(")
                 expect(page.locator("#change")).to_be_enabled()
