@@ -34,6 +34,21 @@ _WORDS: dict[Action, str] = {
 _Key: TypeAlias = tuple[str, str, str, bytes]
 
 
+#: The settings that say which clients may do an action.
+_SETTINGS: dict[Action, str] = {"publish": "PUBLISH", "join": "PRESENCE", "ephemeral": "EPHEMERAL"}
+
+
+class Decision(NamedTuple):
+    """What decides about an action: a setting's name, ``claims`` (those of the token) or ``policies``.
+
+    ``reason`` is that of a refusal, None if it is allowed. The policies are still to be asked the ``question``.
+    """
+
+    by: str
+    reason: str | None = None
+    question: Question | None = None
+
+
 class _Remembered(NamedTuple):
     """A decision, when it expires, and the value of :meth:`Permissions.mark` when the question was asked."""
 
@@ -115,7 +130,7 @@ class Permissions:
         Raises as :meth:`require`.
         """
         if is_pattern(channel):
-            return self._pattern_refusal(claims, channel) is None
+            return self._decide_pattern(claims, channel).reason is None
         question = self._question(claims, action, channel)
         if isinstance(question, Question):
             self._remembered.pop(_key(question), None)
@@ -149,38 +164,52 @@ class Permissions:
         """Return the mark at which permissions for ``channel`` last changed."""
         return max(self._all_changed, self._changed.get(channel, 0))
 
-    def _refusal(self, claims: Claims | None, action: Action, channel: str) -> str | None:
-        """Return the reason for a refusal, None if the action is allowed."""
+    def decide(self, claims: Claims | None, action: Action, channel: str) -> Decision:
+        """Return what decides about an action, without asking the policies. Does not wait."""
         if action == "pattern":
-            return self._pattern_refusal(claims, channel)
+            return self._decide_pattern(claims, channel)
         if action == "subscribe" and self.is_public(channel):
-            return None
+            return Decision("PUBLIC_CHANNELS")
         what = _WORDS.get(action, action)
         if action in ("publish", "ephemeral"):
             if any(match_pattern(pattern, channel) for pattern in self._settings.html_channels):
-                return "clients may not publish to a channel of HTML_CHANNELS"
+                return Decision("HTML_CHANNELS", "clients may not publish to a channel of HTML_CHANNELS")
             if any(match_pattern(f"table:{table}", channel) for table in self._settings.live_tables):
-                return "clients may not publish to the channels of live tables"
+                return Decision("LIVE_TABLES", "clients may not publish to the channels of live tables")
         if action == "presence" and self._settings.presence == "off":
-            return "clients may not see who is there"
+            return Decision("PRESENCE", "clients may not see who is there")
         allowed = self._allowed.get(action)
         if allowed == "off":
-            return f"clients may not {what}"
+            return Decision(self._setting_of(action), f"clients may not {what}")
         if allowed == "authenticated" and claims is None:
-            return f"anonymous clients may not {what}"
+            return Decision(self._setting_of(action), f"anonymous clients may not {what}")
         if self._settings.authorization == "off":
-            if claims is not None or self._authentication == "off" or action in INSERTING:
-                return None
+            if action in INSERTING:
+                return Decision(self._setting_of(action))
+            if claims is not None or self._authentication == "off":
+                return Decision("AUTHORIZATION" if claims is not None else "AUTH")
             if action == "presence":
                 # As for messages: who may read a channel may see who is there.
-                return self._refusal(claims, "subscribe", channel)
-            return "anonymous clients may subscribe to public channels only"
+                return self.decide(claims, "subscribe", channel)
+            return Decision("PUBLIC_CHANNELS", "anonymous clients may subscribe to public channels only")
         if self._settings.authorization == "claims":
-            return None if _in_claims(claims, action, channel) else f"the token has no permission to {what} here"
-        question = self._question(claims, action, channel)
-        if not isinstance(question, Question):
-            return question
-        return None if self._ask(question) else f"the policies grant no permission to {what} here"
+            listed = _in_claims(claims, action, channel)
+            return Decision("claims", None if listed else f"the token has no permission to {what} here")
+        return self._by_policies(claims, action, channel)
+
+    def _refusal(self, claims: Claims | None, action: Action, channel: str) -> str | None:
+        """Return the reason for a refusal, None if the action is allowed."""
+        decision = self.decide(claims, action, channel)
+        if decision.question is None or self._ask(decision.question):
+            return decision.reason
+        return f"the policies grant no permission to {_WORDS.get(action, action)} here"
+
+    def _setting_of(self, action: Action) -> str:
+        """Return the setting that says which clients may do an action, before AUTHORIZATION decides."""
+        own = {"join": self._settings.presence, "ephemeral": self._settings.ephemeral}.get(action)
+        if own is not None or action == "publish":
+            return _SETTINGS[action]
+        return "PUBLISH" if action == "ephemeral" else "AUTH"
 
     def is_public(self, channel: str) -> bool:
         """Return whether every client may subscribe to a channel, or to all channels that match a pattern."""
@@ -190,25 +219,32 @@ class Permissions:
         """Return whether the subscribers of a pattern need the permission for each channel that matches it."""
         return self._settings.authorization == "rls" and not self.is_public(pattern)
 
-    def _pattern_refusal(self, claims: Claims | None, pattern: str) -> str | None:
-        """Return why a client may not subscribe to a pattern. The policies are asked for each channel later."""
+    def _decide_pattern(self, claims: Claims | None, pattern: str) -> Decision:
+        """Return what decides about a subscription to a pattern. The policies are asked for each channel later."""
         authorization = self._settings.authorization
         everything = self.is_public("*") or (authorization == "claims" and _in_claims(claims, "subscribe", "*"))
         least = self._settings.pattern_min_prefix
         if len(prefix_of(pattern)) < least and not everything:
             characters = "1 character" if least == 1 else f"{least} characters"
-            return f"a pattern needs at least {characters} before its first '*' here"
+            return Decision("PATTERN_MIN_PREFIX", f"a pattern needs at least {characters} before its first '*' here")
         if self.is_public(pattern):
-            return None
+            return Decision("PUBLIC_CHANNELS")
         if authorization == "claims":
             covered = _in_claims(claims, "subscribe", pattern)
-            return None if covered else "no pattern in the token's list subscribe covers this one"
+            return Decision("claims", None if covered else "no pattern in the token's list subscribe covers this one")
         if authorization == "rls":
-            question = self._question(claims, "subscribe", pattern)
-            return None if isinstance(question, Question) else question
+            decision = self._by_policies(claims, "subscribe", pattern)
+            return decision._replace(question=None)
         if claims is not None or self._authentication == "off":
-            return None
-        return "anonymous clients may subscribe to public channels only"
+            return Decision("AUTHORIZATION" if claims is not None else "AUTH")
+        return Decision("PUBLIC_CHANNELS", "anonymous clients may subscribe to public channels only")
+
+    def _by_policies(self, claims: Claims | None, action: Action, channel: str) -> Decision:
+        question = self._question(claims, action, channel)
+        if isinstance(question, Question):
+            return Decision("policies", question=question)
+        named = self._role(claims) is not None
+        return Decision("ALLOWED_ROLES" if named or claims is not None else "ANONYMOUS_ROLE", question)
 
     def _question(self, claims: Claims | None, action: Action, channel: str) -> Question | str | None:
         """Return the question for the policies, or the reason for a refusal without them; None without rls."""
