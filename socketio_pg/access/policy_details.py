@@ -41,7 +41,7 @@ _KINDS: Mapping[Action, str] = {"presence": "presence", "join": "presence", "eph
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy as it is written. ``command``: SELECT, INSERT or ALL (others decide nothing). ``roles`` may have ``public``.
+    """A policy as it is written. ``command``: SELECT, INSERT or ALL; others decide nothing. A role may be ``public``.
 
     ``using`` and ``check`` are its expressions in SQL; None without one.
     """

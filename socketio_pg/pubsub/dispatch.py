@@ -15,6 +15,7 @@ from socketio_pg.pubsub.filters import Reader
 from socketio_pg.pubsub.hub import Hub
 from socketio_pg.pubsub.local import LocalSubscription, LocalSubscriptions
 from socketio_pg.pubsub.matching import FilterCost, Matching
+from socketio_pg.pubsub.tally import Tally
 
 logger = logging.getLogger("socketio_pg.pubsub")
 
@@ -62,6 +63,8 @@ class Dispatcher:
         self._hub = hub
         self._local = local
         self._matching = matching
+        #: What is counted while somebody looks.
+        self.tally = Tally(self._subscriptions)
         self._receivers: list[NodeReceiver] = []
         self._reserved: dict[str, _Reserved] = {}
         #: The receivers of reserved channels whose messages come through the log.
@@ -140,6 +143,8 @@ class Dispatcher:
                 payloads = [message.payload_json for message in messages if message.channel == channel]
                 if payloads:
                     self._guarded(logged.receive, payloads)
+        if self.tally.active:
+            self.tally.count(messages)
         try:
             # Chosen before anything waits: a replay that ends in the meantime has sent these messages itself.
             due = self._due(messages) if self._local else ()
@@ -153,6 +158,10 @@ class Dispatcher:
                 self._deliver_locally(due)
         finally:
             self._matching.finish(messages)
+
+    def _subscriptions(self, channel: str) -> int:
+        """Return the number of subscriptions that get the messages of a channel."""
+        return sum(map(self._hub.count_subscribers, self._hub.names(channel)))
 
     def _deliver_locally(self, due: Sequence[tuple[LocalSubscription, EncodedMessage]]) -> None:
         reader: Reader | None = None

@@ -113,6 +113,8 @@ class PubSub:
         self._local = LocalSubscriptions()
         self.matching = Matching(self.hub)
         self._dispatcher = Dispatcher(self.hub, self._local, self.matching)
+        #: Counts messages while somebody looks.
+        self.tally = self._dispatcher.tally
         on_notifications, on_gap = self._dispatcher.on_notifications, self._dispatcher.on_gap
         self.listener: ChannelListener
         if listener is None:
