@@ -23,7 +23,14 @@ setup(
     license="MIT",
     packages=find_packages(include=["socketio_pg", "socketio_pg.*"]),
     package_data={
-        "socketio_pg": ["py.typed", "static/*", "static/demo/*", "static/vendor/*", "templates/socketio_pg_demo/*"],
+        "socketio_pg": [
+            "py.typed",
+            "static/*",
+            "static/demo/*",
+            "static/inspector/*",
+            "static/vendor/*",
+            "templates/socketio_pg_demo/*",
+        ],
         "socketio_pg.postgres": ["sql/*.sql"],
     },
     python_requires=">=3.10",

@@ -37,6 +37,12 @@ from socketio_pg.gateway.node_metrics import NodeMetrics
 from socketio_pg.gateway.presence_rooms import PresenceRooms
 from socketio_pg.gateway.process_health import ProcessHealth
 from socketio_pg.gateway.restoring import Restoring
+from socketio_pg.inspector.access import InspectorAccess
+from socketio_pg.inspector.everywhere import Everywhere
+from socketio_pg.inspector.inspector import Inspector
+from socketio_pg.inspector.namespace import NAMESPACE
+from socketio_pg.inspector.passes import Passes
+from socketio_pg.inspector.routes import create_off_blueprint
 from socketio_pg.log.backlog import Backlog
 from socketio_pg.log.installer import Installer
 from socketio_pg.log.relay import Relay
@@ -177,6 +183,10 @@ class Parts:
             self._admission,
             leads=lambda: self._leads,
         )
+        passes = Passes(settings, self.sealing)
+        inspector_access = None
+        if settings.has_inspector:
+            inspector_access = InspectorAccess(settings, self.access.authenticator, self._admission, passes)
         self._health = Health(self._process_health.reaches_database, delivery.emit_health)
         self.idle = Idle(hub, settings.idle_timeout, delivery.disconnect_idle, self._tables.has)
         self.ephemeral = Ephemeral(
@@ -228,6 +238,7 @@ class Parts:
                 self.ephemeral,
                 rooms,
                 self.start,
+                {} if inspector_access is None else {NAMESPACE: inspector_access.identify_socket},
             ),
             cors_allowed_origins=self._admission.allows_origin,
             client_address=self._admission.address,
@@ -329,6 +340,13 @@ class Parts:
             if settings.admin_token is not None:
                 control_api = ControlApi(settings.admin_token, self.control, self._admission, self.start, max_bytes)
             app.register_blueprint(create_api_blueprint(api, control_api))
+        self.inspector = None
+        if inspector_access is None:
+            app.register_blueprint(create_off_blueprint())
+        else:
+            self.inspector = Inspector(
+                settings, app, inspector_access, passes, Everywhere(self.bus), self.start, max_bytes
+            )
 
     def start(self, addresses: Sequence[str] = ()) -> None:
         """Start the parts; idempotent."""

@@ -99,6 +99,8 @@ class SocketServer(Parts):
         self._health.start()
         if self.settings.metrics_token is not None:
             self.gauges.start()
+        if self.inspector is not None:
+            self.inspector.start()
         if self.workers is None:
             self._lead(True)
         else:
@@ -172,6 +174,8 @@ class SocketServer(Parts):
         self.idle.stop()
         self.streams.stop()
         self.gauges.stop()
+        if self.inspector is not None:
+            self.inspector.stop()
         self.backlog.stop()
         self._listen_for_workers(False)
         if self._router is not None:

@@ -366,6 +366,25 @@ class Settings:
         "Bearer token for the requests of /api/ that list, disconnect and reach users (docs/identity.md); at least 16 "
         "characters", shown="none: they are off", show=_hide,
     )  # fmt: skip
+    inspector_token: str | None = setting(
+        None, parsers.secret,
+        "token that signs in to the inspector, /inspector/, to read (docs/inspector.md); at least 16 characters",
+        shown="none: without another INSPECTOR_ setting the inspector is off; with DEBUG it is on for the own machine",
+        show=_hide,
+    )  # fmt: skip
+    inspector_admin_token: str | None = setting(
+        None, parsers.secret,
+        "token that signs in to the inspector, to read and to act: publish, disconnect clients, switch watches; at "
+        "least 16 characters", shown="none", show=_hide,
+    )  # fmt: skip
+    inspector_roles: tuple[str, ...] = setting(
+        (), parsers.claim_values,
+        "clients' tokens (JWT) that sign in to the inspector, to read: values of JWT_ROLE_CLAIM, or CLAIM=VALUE, "
+        "comma-separated; one must match. The claim may be a list", shown="none",
+    )  # fmt: skip
+    inspector_admin_roles: tuple[str, ...] = setting(
+        (), parsers.claim_values, "as INSPECTOR_ROLES, to read and to act", shown="none"
+    )
     embedded_data_dir: str = setting(
         ".postgres", parsers.plain, "data directory of the embedded PostgreSQL (development only)"
     )
@@ -374,6 +393,15 @@ class Settings:
     def names_durable_channels(self) -> bool:
         """Whether DURABLE_CHANNELS names channels: then the operator expects a log."""
         return self.durable_channels not in ((), ("*",))
+
+    @property
+    def has_inspector(self) -> bool:
+        """Whether the inspector is on: in development, or when a setting says who may sign in."""
+        tokens, roles = (
+            (self.inspector_token, self.inspector_admin_token),
+            (*self.inspector_roles, *self.inspector_admin_roles),
+        )
+        return self.debug or any(tokens) or bool(roles)
 
     def authentication(self) -> str:
         """Return AUTH or its default: ``off``, ``optional`` or ``required``."""

@@ -147,6 +147,14 @@ def claims(value: object) -> tuple[str, ...]:
     return () if value == "off" else names(value)
 
 
+def claim_values(value: object) -> tuple[str, ...]:
+    """Return values of a claim: ``VALUE``, or ``CLAIM=VALUE``."""
+    found = names(value)
+    if any(not all(one.split("=", 1)) for one in found):
+        raise ValueError("values like operator, or claims with values like groups=operators, separated by commas")
+    return found
+
+
 def cluster_key(value: object) -> tuple[str, ...]:
     keys = names(value)
     if not keys or min(map(len, keys)) < 32:

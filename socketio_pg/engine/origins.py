@@ -130,6 +130,25 @@ def _parsed(origin: str | None) -> _Origin | None:
         return None
 
 
+def is_local(environ: Mapping[str, Any]) -> bool:
+    """Return whether a request comes from this machine, to a name of the loopback interface, and through no proxy.
+
+    The name keeps out pages whose owner points their own name at this machine (DNS rebinding).
+    """
+    if any(name in environ for name in _FORWARDED):
+        return False
+    try:
+        local = ipaddress.ip_address(str(environ.get("REMOTE_ADDR") or "")).is_loopback
+    except ValueError:
+        return False
+    host = _HOST.fullmatch(str(environ.get("HTTP_HOST") or ""))
+    return local and host is not None and _is_loopback((host[1] or host[2]).lower().removesuffix("."))
+
+
+#: Headers that proxies add.
+_FORWARDED = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_REAL_IP")
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -39,6 +39,8 @@ StartResponse = Callable[..., Any]
 _ANY_HOST = ("/healthz", "/readyz", "/metrics")
 #: Paths that begin with this are those of the HTTP API (`web/api`), whose errors are JSON.
 API = "/api/"
+#: The same for the inspector.
+INSPECTOR_API = "/inspector/api/"
 #: The paths of streams, which a server that drains tells to come back: at a 503 an EventSource would stop for good.
 _STREAMS = re.compile(r"/api/(?:channels/.+/)?stream", re.DOTALL)
 _SHUTTING_DOWN = DatabaseUnavailableError("the server is shutting down")
@@ -254,9 +256,9 @@ def _own_names() -> Collection[str]:
 def _refuse(
     environ: dict[str, Any], start_response: StartResponse, status: str, reason: str, error: SocketIOPGError
 ) -> Iterable[bytes]:
-    """Answer with ``error``: as JSON below /api/ (docs/http.md), as plain text elsewhere."""
+    """Answer with ``error``: as JSON below /api/ (docs/http.md) and /inspector/api/, as plain text elsewhere."""
     metrics.refused_connections.labels(reason).inc()
-    is_api = environ["PATH_INFO"].startswith(API)
+    is_api = environ["PATH_INFO"].startswith((API, INSPECTOR_API))
     body = WireJSON.dumps({"error": error.to_wire()}) if is_api else error.message
     content_type = "application/json" if is_api else "text/plain"
     start_response(status, [("Content-Type", content_type), ("Connection", "close"), ("Retry-After", "1")])

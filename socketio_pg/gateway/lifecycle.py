@@ -1,9 +1,10 @@
 """Follows each client from CONNECT to disconnect, and notifies the parts of the server."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from socketio_pg.access.access import Access
+from socketio_pg.access.tokens import Claims
 from socketio_pg.core import green
 from socketio_pg.core.errors import InvalidRequestError, RateLimitedError
 from socketio_pg.ephemeral.ephemeral import Ephemeral
@@ -22,7 +23,10 @@ from socketio_pg.recovery.keeping import Keeping
 
 
 class ClientLifecycle(Lifecycle):
-    """The lifecycle of a server's clients. ``start()`` starts the server, unless it is running."""
+    """The lifecycle of a server's clients. ``start()`` starts the server, unless it is running.
+
+    ``identifiers``: namespace → the function that identifies its clients in place of the authenticator.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class ClientLifecycle(Lifecycle):
         ephemeral: Ephemeral,
         presence: PresenceRooms,
         start: Callable[[], None],
+        identifiers: Mapping[str, Callable[[dict[str, Any], object], Claims]],
     ) -> None:
         self._admission = admission
         self._access = access
@@ -55,6 +60,7 @@ class ClientLifecycle(Lifecycle):
         self._ephemeral = ephemeral
         self._presence = presence
         self._start = start
+        self._identifiers = identifiers
 
     def opened(self, eio_sid: str, environ: dict[str, Any]) -> None:
         self._admission.opened(eio_sid, environ)
@@ -66,9 +72,10 @@ class ClientLifecycle(Lifecycle):
     def before_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
         self._admission.check_connect(eio_sid)
 
-    def identify(self, environ: dict[str, Any], auth: object) -> object:
+    def identify(self, environ: dict[str, Any], auth: object, namespace: str) -> object:
+        identify = self._identifiers.get(namespace, self._access.authenticator.identify)
         with self._admission.authenticating(environ):
-            return self._access.authenticator.identify(environ, auth)
+            return identify(environ, auth)
 
     def joined(self, eio_sid: str) -> None:
         self._admission.joined(eio_sid)

@@ -18,8 +18,8 @@ class Lifecycle:
     def joined(self, eio_sid: str) -> None:
         """A connection has connected to its first namespace."""
 
-    def identify(self, environ: dict[str, Any], auth: object) -> object:
-        """Return the identity of a client that sends CONNECT with ``auth``. May wait.
+    def identify(self, environ: dict[str, Any], auth: object, namespace: str) -> object:
+        """Return the identity of a client that sends CONNECT to ``namespace`` with ``auth``. May wait.
 
         Raises :class:`SocketIOPGError` to refuse the client.
         """

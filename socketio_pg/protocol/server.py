@@ -237,7 +237,7 @@ class Server(AnsweringServer):
             self._send_connect_error(eio_sid, namespace, {"message": "Invalid namespace"})
             return
         try:
-            identity = self.lifecycle.identify(self.environ[eio_sid], data)
+            identity = self.lifecycle.identify(self.environ[eio_sid], data, namespace)
         except SocketIOPGError as refusal:
             self._refuse(eio_sid, namespace, refusal)
             return

@@ -6,11 +6,11 @@ Authentication, permissions, limits and error codes are the same as for Socket.I
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flask import Blueprint, Response, current_app, g, request
+from flask import Blueprint, Response, current_app, request
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter
@@ -42,7 +42,6 @@ from socketio_pg.core.publications import (
     requested_wait,
     wants_echo,
 )
-from socketio_pg.engine import handover
 from socketio_pg.engine.polling import BodyError
 from socketio_pg.gateway.admission import API, Admission
 from socketio_pg.gateway.limits import RequestLimits
@@ -53,7 +52,7 @@ from socketio_pg.protocol.answers import showable
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.streams.streams import Streams
 from socketio_pg.web import api_errors
-from socketio_pg.web.bodies import read_object, require_json
+from socketio_pg.web.bodies import close_if_unread, read_object, require_json
 from socketio_pg.web.control import ControlApi
 from socketio_pg.web.identity import Identity
 from socketio_pg.web.openapi import openapi
@@ -282,14 +281,6 @@ class _ChannelConverter(BaseConverter):
     part_isolating = False
 
 
-class _Unread(Response):
-    """A response to a request whose body was not read: it closes the connection."""
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        headers = [(name, value) for name, value in self.headers if name.lower() != "content-length"]
-        return handover.refuse(environ, start_response, self.status, self.get_data(), headers)
-
-
 def create_api_blueprint(api: Api, control: ControlApi | None = None) -> Blueprint:
     """Return the blueprint with the routes below ``/api/``.
 
@@ -348,12 +339,8 @@ def _complete(api: Api, response: Response) -> Response:
     """Add the headers that all responses have, and close the connection after a body that was not read."""
     if isinstance(response, TakenResponse):
         return response
-    headers, environ = response.headers, request.environ
-    add_headers(api, headers)
-    unread = "socketio_pg_body_read" not in g and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ)
-    if unread and handover.has_connection(environ):
-        return _Unread(response.get_data(), response.status, headers)
-    return response
+    add_headers(api, response.headers)
+    return close_if_unread(response)
 
 
 def add_headers(api: Api, headers: Headers) -> None:

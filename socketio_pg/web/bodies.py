@@ -1,11 +1,12 @@
 """Reads the bodies of requests to the HTTP API: JSON objects of a bounded size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from flask import g, request
+from flask import Response, g, request
 
 from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.engine import handover
 from socketio_pg.engine.polling import body_length, read_body
 from socketio_pg.protocol.packets import read_json
 from socketio_pg.web.api_errors import NotJSONError
@@ -37,3 +38,20 @@ def read_object(max_bytes: int, count: Callable[[int], object] = lambda size: No
     if not isinstance(value, dict):
         raise InvalidRequestError("the body must be one object")
     return value
+
+
+class _Unread(Response):
+    """A response to a request whose body was not read: it closes the connection."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        headers = [(name, value) for name, value in self.headers if name.lower() != "content-length"]
+        return handover.refuse(environ, start_response, self.status, self.get_data(), headers)
+
+
+def close_if_unread(response: Response) -> Response:
+    """Return ``response``, or one that also closes the connection if the body of the request was not read."""
+    environ = request.environ
+    unread = "socketio_pg_body_read" not in g and (request.content_length or "HTTP_TRANSFER_ENCODING" in environ)
+    if unread and handover.has_connection(environ):
+        return _Unread(response.get_data(), response.status, response.headers)
+    return response

@@ -50,7 +50,8 @@ def add_security_headers(response: Response) -> Response:
 _HEADER = "send it as the header 'Authorization: Bearer …'."
 
 
-def _plain(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+def plain(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer of plain text."""
     return add_security_headers(Response(f"{text}\n", status, headers, content_type="text/plain; charset=utf-8"))
 
 
@@ -94,7 +95,7 @@ def create_blueprint(
         @blueprint.get("/metrics")
         def metrics() -> Response:
             if not hmac.compare_digest(request.headers.get("Authorization", "").encode("utf-8", "replace"), expected):
-                return _plain(401, f"/metrics needs METRICS_TOKEN: {_HEADER}", {"WWW-Authenticate": "Bearer"})
+                return plain(401, f"/metrics needs METRICS_TOKEN: {_HEADER}", {"WWW-Authenticate": "Bearer"})
             text, content_type = render_metrics()
             return Response(text, content_type=content_type)
 
@@ -103,7 +104,7 @@ def create_blueprint(
         @blueprint.before_app_request
         def explain_metrics() -> Response | None:
             if request.path == "/metrics" and isinstance(request.routing_exception, NotFound):
-                return _plain(404, f"/metrics is off: set METRICS_TOKEN to a random text, and {_HEADER}")
+                return plain(404, f"/metrics is off: set METRICS_TOKEN to a random text, and {_HEADER}")
             return None
 
     blueprint.after_request(add_security_headers)

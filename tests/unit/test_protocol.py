@@ -92,7 +92,7 @@ def test_failing_connect_handler_refuses_the_client(
 def test_clients_of_other_namespaces_are_identified_but_not_connected(server: Server, wire: Wire) -> None:
     calls: list[tuple[str, ...]] = []
     server.on("echo", echo, namespace="/chat")
-    follow(server, identify=lambda environ, auth: auth)
+    follow(server, identify=lambda environ, auth, namespace: auth)
     follow(server, identified=lambda sid, namespace, identity: calls.append(("identified", sid, namespace, identity)))
     follow(server, connected=lambda sid: calls.append(("connected", sid)))
     follow(server, disconnected=lambda sid: calls.append(("disconnected", sid)))
@@ -112,7 +112,7 @@ def test_clients_of_other_namespaces_are_identified_but_not_connected(server: Se
 def test_client_that_cannot_be_identified_is_refused(
     server: Server, wire: Wire, error: Exception, namespace: str
 ) -> None:
-    def identify(environ: dict[str, Any], auth: object) -> object:
+    def identify(environ: dict[str, Any], auth: object, namespace: str) -> object:
         assert environ["REMOTE_ADDR"] == "192.0.2.1"
         raise error
 
@@ -135,7 +135,7 @@ def test_client_that_cannot_be_identified_is_refused(
 
 def test_second_connect_does_not_change_the_identity(server: Server, wire: Wire) -> None:
     identities: list[object] = []
-    follow(server, identify=lambda environ, auth: auth)
+    follow(server, identify=lambda environ, auth, namespace: auth)
     follow(server, identified=lambda sid, namespace, identity: identities.append(identity))
     wire.open()
     wire.receive('0"me"')
@@ -148,7 +148,7 @@ def test_second_connect_does_not_change_the_identity(server: Server, wire: Wire)
 def test_connect_that_overtakes_another_wins(server: Server, wire: Wire) -> None:
     """A CONNECT over the new transport is handled while one over the old transport is still identified."""
 
-    def identify(environ: dict[str, Any], auth: object) -> object:
+    def identify(environ: dict[str, Any], auth: object, namespace: str) -> object:
         if auth == "slow":
             wire.receive('0"fast"')
         return auth

@@ -139,7 +139,7 @@ def test_packet_for_an_unconnected_namespace_is_ignored(wire: Wire, packet: str)
 def test_unknown_namespace_is_refused(server: Server, wire: Wire, packet: str) -> None:
     asked: list[object] = []
     wire.connect()
-    follow(server, identify=lambda environ, auth: asked.append(auth))
+    follow(server, identify=lambda environ, auth, namespace: asked.append(auth))
     wire.receive(packet)
     assert wire.sent == [("eio1", '4/other,{"message":"Invalid namespace"}')]
     assert asked == []

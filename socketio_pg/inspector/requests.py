@@ -1,0 +1,63 @@
+"""Reads the parameters of the inspector's requests: texts, numbers, and the order of a list."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from flask import request
+
+from socketio_pg.core.errors import InvalidRequestError
+
+#: The maximum number of rows of a list, and how many it has by default.
+MAX_LIMIT, DEFAULT_LIMIT = 500, 50
+#: The maximum length of a parameter, in characters.
+MAX_TEXT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class ListRequest:
+    """The part of a list that was requested. ``search`` is in lower case, empty for all rows."""
+
+    search: str
+    sort: str
+    descending: bool
+    limit: int
+    offset: int
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return it as JSON, for other processes."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def text(name: str, default: str | None = None) -> str | None:
+    """Return a parameter of the query. Raises :class:`InvalidRequestError` when it is there twice, or too long."""
+    values = request.args.getlist(name)
+    if len(values) > 1:
+        raise InvalidRequestError(f"{name} must not appear twice")
+    if values and len(values[0]) > MAX_TEXT:
+        raise InvalidRequestError(f"{name} must have at most {MAX_TEXT} characters")
+    return values[0] if values else default
+
+
+def number(name: str, default: int, low: int, high: int) -> int:
+    """Return a whole number of the query. Raises :class:`InvalidRequestError`."""
+    found = text(name)
+    if found is None or found == "":
+        return default
+    if not (found.isascii() and found.isdecimal() and len(found) <= 15 and low <= int(found) <= high):
+        raise InvalidRequestError(f"{name} must be a whole number from {low} to {high}")
+    return int(found)
+
+
+def listing(allowed: Collection[str], default: str) -> ListRequest:
+    """Return what the query says of a list: ``search``, ``sort`` (descending with ``-``), ``limit``, ``offset``.
+
+    Raises :class:`InvalidRequestError`.
+    """
+    sort = text("sort") or default
+    name = sort.removeprefix("-")
+    if name not in allowed:
+        raise InvalidRequestError(f"sort must be one of {', '.join(sorted(allowed))}, with - in front for descending")
+    limit = number("limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
+    offset = number("offset", 0, 0, 10**9)
+    return ListRequest((text("search") or "").strip().lower(), name, sort.startswith("-"), limit, offset)

@@ -1,0 +1,52 @@
+"""A script's and a browser's requests to the inspector."""
+
+from typing import Any
+
+import requests
+
+from tests.support.patience import PATIENCE
+from tests.support.server import ServerProcess
+
+TOKEN = "the reader's token: 0123456789"
+ADMIN_TOKEN = "the operator's token: 0123456789"
+TOKENS = {"INSPECTOR_TOKEN": TOKEN, "INSPECTOR_ADMIN_TOKEN": ADMIN_TOKEN}
+COOKIE = "socketio_pg_inspector"
+
+
+class Inspector:
+    """Requests to the inspector of one server: as a script with ``token``, or without one like a browser's page."""
+
+    def __init__(self, server: ServerProcess, token: str | None = None) -> None:
+        self.url = f"{server.url}/inspector"
+        self.session = requests.Session()
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {"Origin": server.url}
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return self._send("GET", path, **options)
+
+    def post(self, path: str, body: object = None, **options: Any) -> requests.Response:
+        return self._send("POST", path, json={} if body is None else body, **options)
+
+    def read(self, path: str, **options: Any) -> dict[str, Any]:
+        """Return the answer of a GET that must succeed."""
+        return _read(self.get(path, **options))
+
+    def do(self, path: str, body: object = None, **options: Any) -> dict[str, Any]:
+        """Return the answer of a POST that must succeed."""
+        return _read(self.post(path, body, **options))
+
+    def _send(self, method: str, path: str, headers: dict[str, str] | None = None, **options: Any) -> requests.Response:
+        return self.session.request(
+            method, f"{self.url}/api/{path}", headers=self._headers | (headers or {}), timeout=PATIENCE, **options
+        )
+
+
+def _read(answer: requests.Response) -> dict[str, Any]:
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def refused(answer: requests.Response) -> tuple[int, str]:
+    """Return status and code of an answer that is an error."""
+    return answer.status_code, answer.json()["error"]["code"]
