@@ -167,7 +167,7 @@ class Parts:
             self._router = Router(
                 workers.node,
                 workers.peers,
-                sessions=lambda: len(self.socketio.server.eio.sockets) + len(self.streams),
+                sessions=lambda: len(self.socketio.server.eio.sockets) + self._admission.streams,
                 draining=lambda: self._admission.draining,
             )
         self._ending = Ending(found)

@@ -11,7 +11,7 @@ from socketio_pg.cli.terminal import say, width, wrapped
 from socketio_pg.core import addresses, config, loading
 from socketio_pg.core.errors import ConfigurationError
 from socketio_pg.doctor import checks_settings
-from socketio_pg.workers.node import MAX_WORKERS
+from socketio_pg.workers.loads import MAX_WORKERS
 
 
 @click.command(epilog=examples("DATABASE_URL=postgresql:///mydb socketio-pg serve", "socketio-pg serve --port 8080"))

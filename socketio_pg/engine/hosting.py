@@ -13,6 +13,7 @@ from typing import Any
 
 from socketio_pg.core import green_library
 from socketio_pg.workers import node
+from socketio_pg.workers.loads import MAX_WORKERS
 
 _CONFIG = "python:socketio_pg.gunicorn_config"
 COMMAND = f"gunicorn -c {_CONFIG} --worker-class {green_library.LIBRARIES[0]} --workers 1"
@@ -83,8 +84,8 @@ def refusal_of_several(workers: int, *, started_with_one: bool) -> str | None:
             f"this gunicorn was started with one worker, which does not share its clients: to have {workers}, restart "
             f"it with --workers {workers}"
         )
-    if workers > node.MAX_WORKERS:
-        return f"a gunicorn may have at most {node.MAX_WORKERS} workers, not {workers}"
+    if workers > MAX_WORKERS:
+        return f"a gunicorn may have at most {MAX_WORKERS} workers, not {workers}"
     return node.refusal()
 
 

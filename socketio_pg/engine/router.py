@@ -16,7 +16,7 @@ from typing import Any
 from socketio_pg.core import green
 from socketio_pg.engine.front import Address, Connection, Front
 from socketio_pg.engine.http import parsed
-from socketio_pg.workers.node import NO_LOAD, Node
+from socketio_pg.workers.node import Node
 from socketio_pg.workers.peers import Peers
 from socketio_pg.workers.sockets import PART
 
@@ -29,7 +29,7 @@ _STREAM = re.compile(rb"/api/(?:channels/.+/)?stream\Z")
 
 
 class Router:
-    """Routes the requests of this worker. ``sessions()`` returns the number of its sessions.
+    """Routes the requests of this worker. ``sessions()`` returns the number of its sessions and streams.
 
     ``draining()``: whether this worker refuses new sessions.
     """
@@ -61,10 +61,19 @@ class Router:
     def serve_with(self, front: Front) -> None:
         """Serve the connections that other workers pass with ``front``."""
 
-        def receive(slot: int, body: bytes, descriptor: int) -> None:
+        def receive(slot: int, body: bytes, descriptor: int | None) -> None:
             header, _, received = body.partition(b"\n")
-            address, listener = map(_from_json, json.loads(header))
-            green.run_soon(front.serve, descriptor, received, address, listener)
+            pair, address, listener = json.loads(header)
+            if descriptor is None:
+                self._node.loads.received(slot, pair)
+                self._tell(0)  # at once: many could be passed until the load is told again
+                return
+            green.run_soon(serve, slot, pair, descriptor, received, _from_json(address), _from_json(listener))
+
+        def serve(slot: int, pair: int | None, *connection: Any) -> None:
+            # The head of the request is there, so it becomes a session before any other green thread runs.
+            self._node.loads.received(slot, pair)
+            front.serve(*connection)
 
         self._peers.receive_descriptors(_CONNECTION, receive)
 
@@ -73,54 +82,74 @@ class Router:
         if connection.passed:
             connection.passed = False  # the other worker has decided
             return False
-        slot = self._slot_for(head)
-        if slot is None or slot == self._node.slot:
-            return False
-        body = json.dumps([_as_json(connection.address), _as_json(connection.listener)]).encode()
+        slot, chosen = self._slot_for(head)
+        if slot is not None and slot != self._node.slot and self._pass(slot, chosen, connection):
+            return True
+        if chosen:
+            self._tell(1)  # the session begins when this has returned
+        return False
+
+    def _pass(self, slot: int, chosen: bool, connection: Connection) -> bool:
+        """Pass a connection; count it for that worker if it was ``chosen``. Return False if too much was read of it."""
+        pair = self._node.loads.passing(slot) if chosen else None
+        body = json.dumps([pair, _as_json(connection.address), _as_json(connection.listener)]).encode()
         body += b"\n" + connection.received
-        if len(body) > PART:
-            return False
-        taken = connection.give_away()
-        self._peers.pass_descriptor(slot, _CONNECTION, body, taken.fileno())
+        passed = False
+        try:
+            if len(body) > PART:
+                return False
+            taken = connection.give_away()
+            passed = self._peers.pass_descriptor(slot, _CONNECTION, body, taken.fileno())
+        finally:
+            if pair is not None and not passed:
+                self._node.loads.take_back(slot, pair)
         taken.close()  # where it could not be passed, the client connects again
         return True
 
-    def _slot_for(self, head: bytes) -> int | None:
-        """Return the slot of the worker that must serve a request; None when any may."""
+    def _slot_for(self, head: bytes) -> tuple[int | None, bool]:
+        """Return the slot of the worker that must serve a request, and whether it was chosen by its load.
+
+        The slot is None when any worker may.
+        """
         line = _LINE.match(head)
         if line is None or not line[1].endswith(_PATHS):
             # A worker that drains refuses all requests, so fast that it would get most of them.
             lasts = line is not None and _STREAM.search(line[1]) is not None
-            return self._lightest() if lasts or self._draining() else None
+            return (self._lightest(), True) if lasts or self._draining() else (None, False)
         query = parsed(line[2].decode("latin-1"))
         if query.sid is not None:
             try:
-                return self._owner(base64.urlsafe_b64decode(query.sid))
+                return self._owner(base64.urlsafe_b64decode(query.sid)), False
             except ValueError:
-                return None
-        return self._lightest() if query.transport else None
+                return None, False
+        return (self._lightest(), True) if query.transport else (None, False)
 
     def _owner(self, session_id: bytes) -> int | None:
         return self._peers.slot_of(self._node.worker_of(session_id).hex())
 
     def _lightest(self) -> int | None:
-        """Return the slot of the worker that gets a new session, and count that for it."""
+        """Return the slot of the worker that gets a new session; None when none wants it."""
         slot = self._node.slot
-        loads = self._node.loads({*self._peers.slots} if self._draining() else {slot, *self._peers.slots})
+        self._tell(0)
+        here = {slot, *self._peers.slots}
+        loads = self._node.loads.of(here - {slot} if self._draining() else here, here)
         if not loads:
             return None
         lightest = min(loads, key=loads.__getitem__)
         own = loads.get(slot)
         if own is not None and own - loads[lightest] <= self.slack + own * self.slack_share:
             lightest = slot
-        self._node.add_load(lightest, 1)  # until that worker tells its load itself
         return lightest
 
     def _tell_load(self) -> None:
         while True:
-            wants = self._peers.takes_descriptors and not self._draining()
-            self._node.set_load(self._sessions() if wants else NO_LOAD)
+            self._tell(0)
             green.sleep(self.interval)
+
+    def _tell(self, beginning: int) -> None:
+        """Tell the number of sessions, and of those that are ``beginning``."""
+        wants = self._peers.takes_descriptors and not self._draining()
+        self._node.loads.tell(self._sessions() + beginning if wants else None)
 
 
 def _as_json(address: Address) -> Any:

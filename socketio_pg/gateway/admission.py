@@ -64,12 +64,13 @@ class _Connection:
 
 
 class StreamPlace:
-    """A stream that counts for its address."""
+    """A stream that counts for its address. ``freed`` is called when it has ended."""
 
-    def __init__(self, limits: AddressLimits, address: str) -> None:
+    def __init__(self, limits: AddressLimits, address: str, freed: Callable[[], None]) -> None:
         self._limits = limits
         self._address = address
         self._pending = True
+        self._freed = freed
 
     def admit(self) -> None:
         """Note that its client has been identified, and has the permission."""
@@ -78,6 +79,7 @@ class StreamPlace:
 
     def free(self) -> None:
         """Note that it has ended. Call it once."""
+        self._freed()
         self._limits.closed(self._address, pending=self._pending)
 
 
@@ -94,6 +96,8 @@ class Admission:
         self._connections: dict[str, _Connection] = {}
         self._hosts = _allowed_hosts(settings)
         self._draining = False
+        #: The number of streams, with those that are being prepared.
+        self.streams = 0
 
     @property
     def draining(self) -> bool:
@@ -225,7 +229,11 @@ class Admission:
             reason, text = refusal
             metrics.refused_connections.labels(reason).inc()
             raise RateLimitedError(text)
-        return StreamPlace(self._limits, address)
+        self.streams += 1
+        return StreamPlace(self._limits, address, self._stream_ended)
+
+    def _stream_ended(self) -> None:
+        self.streams -= 1
 
     def address(self, environ: dict[str, Any]) -> str:
         """Return the address for which limits count."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from socketio_pg.core import green
 from socketio_pg.core.problems import Problem
-from socketio_pg.workers.node import MAX_WORKERS, Node
+from socketio_pg.workers.loads import MAX_WORKERS
+from socketio_pg.workers.node import Node
 from socketio_pg.workers.peers import Peers
 
 #: The part of :meth:`SocketServer.health` that a missing worker is a problem of.

@@ -20,8 +20,8 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+from socketio_pg.workers.loads import MAX_WORKERS
 from socketio_pg.workers.local_counts import Exceeded, full_again, now_ns
-from socketio_pg.workers.node import MAX_WORKERS
 
 P = ParamSpec("P")
 T = TypeVar("T")

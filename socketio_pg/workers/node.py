@@ -13,28 +13,21 @@ import os
 import secrets
 import shutil
 import socket
-import struct
 import tempfile
 import time
 import uuid
-from mmap import mmap
 from pathlib import Path
 
 from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.workers.loads import MAX_WORKERS, Loads
 
 logger = logging.getLogger("socketio_pg.workers")
 
-#: The most workers of one node.
-MAX_WORKERS = 64
 _PREFIX = "socketio-pg-"
 #: The digits that a session's id has, after base64: 14 random bytes and the sealed name of its worker.
 _RANDOM, _NAME = 14, 4
-#: A worker's number of clients, and when it was told (monotonic, which all processes share).
-_LOAD = struct.Struct("=id")
-#: The load of a slot without a worker, and of a worker that wants no new clients.
-NO_LOAD = -1
-#: The file with the load of each slot, and after these the number of workers that are wanted.
-_LOADS, _WANTED = "loads", MAX_WORKERS * _LOAD.size
+#: The file with the loads of the workers.
+_LOADS = "loads"
 
 
 class Node:
@@ -46,8 +39,6 @@ class Node:
 
     #: Seconds between two signs that the files are in use, for programs that remove old ones.
     touch_interval = 3600.0
-    #: Seconds for which a load that was told counts. A worker tells it ten times a second.
-    fresh = 1.0
 
     def __init__(self, directory: Path, key: bytes) -> None:
         self.directory = directory
@@ -66,7 +57,8 @@ class Node:
         self._locks: list[int] = []
         self._touched = 0.0
         self._leading: int | None = None
-        self._loads: mmap | None = None
+        #: The loads of all workers.
+        self.loads = Loads(directory / _LOADS)
 
     # -- in the master -------------------------------------------------------------------------------------------------
 
@@ -80,10 +72,8 @@ class Node:
         # Held as long as the master or one of its workers lives. systemd-tmpfiles, which removes old files from /tmp,
         # leaves out a locked directory with all that is in it.
         node._locks.append(_lock(directory, _DIRECTORY))
-        loads = directory / _LOADS
-        loads.write_bytes(_LOAD.pack(NO_LOAD, 0.0) * MAX_WORKERS + _LOAD.pack(1, 0.0))
-        node._loads = _mapped(loads)
-        for path in (directory, loads):
+        node.loads.create()
+        for path in (directory, directory / _LOADS):
             os.chown(path, uid, gid)
         return node
 
@@ -94,14 +84,11 @@ class Node:
     @property
     def wanted(self) -> int:
         """The number of workers that gunicorn's master wants."""
-        return 1 if self._loads is None else int(_LOAD.unpack_from(self._loads, _WANTED)[0])
+        return self.loads.wanted
 
     @wanted.setter
     def wanted(self, workers: int) -> None:
-        # In memory that was mapped before the directory became that of the workers: they may have another user than the
-        # master, which must follow no link of theirs.
-        if self._loads is not None:
-            _LOAD.pack_into(self._loads, _WANTED, workers, 0.0)
+        self.loads.wanted = workers
 
     # -- in a worker ---------------------------------------------------------------------------------------------------
 
@@ -120,9 +107,7 @@ class Node:
             raise ConfigurationError(f"a gunicorn may have at most {MAX_WORKERS} workers")
         self.slot = slot
         self.name = secrets.token_bytes(_NAME)
-        if self._loads is None:  # not forked from the master, in a test
-            self._loads = _mapped(self.directory / _LOADS)
-        self.set_load(0)
+        self.loads.join(slot, self.name)
 
     def _is_there(self) -> bool:
         """Return whether the directory is still that of the master."""
@@ -165,7 +150,8 @@ class Node:
 
     def leave(self) -> None:
         """Release the slot, for tests: the kernel does it when a process ends."""
-        self.set_load(NO_LOAD)
+        if self.slot >= 0:
+            self.loads.tell(None)
         self.stop_leading()
         while self._locks:
             os.close(self._locks.pop())
@@ -202,34 +188,6 @@ class Node:
         with contextlib.suppress(OSError):
             return sorted(int(path.stem) for path in self.directory.glob("*.socket"))
         return []
-
-    # -- the load of each worker ---------------------------------------------------------------------------------------
-
-    def set_load(self, clients: int) -> None:
-        """Note how many clients this worker has; :data:`NO_LOAD` when it wants no further ones."""
-        if self._loads is not None:
-            _LOAD.pack_into(self._loads, self.slot * _LOAD.size, clients, time.monotonic())
-
-    def add_load(self, slot: int, clients: int) -> None:
-        """Count clients for a worker, until it notes its number itself."""
-        if self._loads is not None:
-            load, told = _LOAD.unpack_from(self._loads, slot * _LOAD.size)
-            if load != NO_LOAD:
-                _LOAD.pack_into(self._loads, slot * _LOAD.size, load + clients, told)
-
-    def loads(self, slots: "set[int]") -> dict[int, int]:
-        """Return the number of clients of each of these workers that wants further ones.
-
-        Without the workers that have not told it for :attr:`fresh` seconds: they are stuck, and could not serve any.
-        """
-        if self._loads is None:
-            return {}
-        found, since = {}, time.monotonic() - self.fresh
-        for slot in slots:
-            load, told = _LOAD.unpack_from(self._loads, slot * _LOAD.size)
-            if load != NO_LOAD and (told > since or slot == self.slot):
-                found[slot] = load
-        return found
 
     # -- names in the ids of sessions ----------------------------------------------------------------------------------
 
@@ -285,11 +243,6 @@ def _lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _mapped(path: Path) -> mmap:
-    with path.open("r+b") as file:
-        return mmap(file.fileno(), 0)
 
 
 def _remove_stale() -> None:

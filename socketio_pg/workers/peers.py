@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from socketio_pg.core import green
-from socketio_pg.workers.node import MAX_WORKERS, NO_LOAD, Node
+from socketio_pg.workers.loads import MAX_WORKERS
+from socketio_pg.workers.node import Node
 from socketio_pg.workers.sockets import MORE, PART, Outgoing, packets, receive, unix_socket
 
 logger = logging.getLogger("socketio_pg.workers")
@@ -32,8 +33,9 @@ _READ_TOGETHER = 50
 
 #: Gets the slot of the sender and the body.
 Receiver = Callable[[int, bytes], object]
-#: Gets the slot of the sender, the body, and a descriptor that it must close.
-DescriptorReceiver = Callable[[int, bytes, int], object]
+#: Gets the slot of the sender, the body, and a descriptor that it must close; None when this process has too many to
+#: take it.
+DescriptorReceiver = Callable[[int, bytes, int | None], object]
 
 
 class Peers:
@@ -154,7 +156,7 @@ class Peers:
     def pass_descriptor(self, slot: int, kind: str, body: bytes, descriptor: int) -> bool:
         """Pass a descriptor, which the caller still has to close, with a body of :data:`PART` bytes at most.
 
-        Waits until it is sent. Return False when the worker is not here or does not take it.
+        Waits until it is sent. Return False when the worker is not here or does not take it: it never gets it then.
         """
         outgoing = self._outgoing.get(slot)
         if outgoing is None:
@@ -167,11 +169,11 @@ class Peers:
             self._lose(outgoing)
             return False
         try:
-            return bool(packet.done.wait(self.pass_timeout))
-        except green.TimedOut:
-            return False
+            with contextlib.suppress(green.TimedOut):
+                packet.done.wait(self.pass_timeout)
         finally:
             outgoing.withdraw(packet)  # if it still waits: before the caller closes the descriptor
+        return packet.sent
 
     def ask(self, kind: str, body: bytes, seconds: float, slots: Collection[int] | None = None) -> dict[int, bytes]:
         """Ask all other workers, or those in ``slots``. Return the answers that arrive within ``seconds``, by slot."""
@@ -336,11 +338,10 @@ class Peers:
                 if self.takes_descriptors:
                     logger.error("this process has too many descriptors: a connection from worker %d is lost", slot)
                 self._lost_descriptor = time.monotonic()
-                self._node.set_load(NO_LOAD)  # at once: many could be passed until the load is told again
                 for descriptor in descriptors:
                     os.close(descriptor)
-                return
-            _guarded(takes, slot, body, descriptors[0])
+                descriptors = []
+            _guarded(takes, slot, body, descriptors[0] if descriptors else None)
             return
         for descriptor in descriptors:  # none was sent
             os.close(descriptor)

@@ -34,8 +34,9 @@ class Packet:
 
     data: bytes
     descriptor: int | None = None
-    #: Gets whether the packet was sent.
+    #: Is set when the packet was sent, or never will be.
     done: green.Event | None = None
+    sent: bool = False
 
 
 def packets(kind: str, body: bytes) -> Iterator[Packet]:
@@ -102,7 +103,7 @@ class Outgoing:
             self._connection.close()
         for packet in self._unsent:
             if packet.done is not None:
-                packet.done.send(False)
+                packet.done.send()
 
     def _send_rest(self) -> None:
         while self._flush():
@@ -118,9 +119,9 @@ class Outgoing:
             rights = []
             if packet.descriptor is not None:
                 rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [packet.descriptor]))]
-            sent = True
             try:
                 self._connection.sendmsg([packet.data], rights)
+                packet.sent = True
             except BlockingIOError:
                 return True
             except OSError as error:
@@ -128,11 +129,10 @@ class Outgoing:
                     self.close()
                     return False
                 logger.warning("a connection cannot be passed to worker %d: %s", self.slot, error)
-                sent = False
             self._unsent.popleft()
             self._waiting -= len(packet.data)
             if packet.done is not None:
-                packet.done.send(sent)
+                packet.done.send()
         return False
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from socketio_pg.core.config import Settings
+from socketio_pg.core.errors import RateLimitedError
 from socketio_pg.engine.server import Engine
 from socketio_pg.websocket import SocketServer
 from socketio_pg.workers.counts import FILE_NAME, SharedCounts
@@ -158,3 +159,15 @@ def test_engine_reports_its_clients(serve: Serve) -> None:
     socket.close(wait=False)
     engine._sweep(0.0)
     assert counts.sum(CLIENTS) == 0
+
+
+def test_a_stream_counts_from_its_request_until_it_ends(serve: Serve) -> None:
+    admission = serve(max_connections_per_address=2)._admission
+    places = [admission.open_stream({"REMOTE_ADDR": "203.0.113.1"}) for _ in range(2)]
+    with pytest.raises(RateLimitedError):
+        admission.open_stream({"REMOTE_ADDR": "203.0.113.1"})
+    places[0].admit()
+    assert admission.streams == 2
+    for place in places:
+        place.free()
+    assert admission.streams == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from socketio_pg.workers.node import Node
-from tests.support.patience import PATIENCE, until
+from tests.support.patience import PATIENCE
 
 #: The user of the workers: another one than the master's, which only the superuser's master can have.
 USER = 65534 if os.getuid() == 0 else os.getuid()
@@ -65,26 +65,10 @@ def test_all_workers_see_the_number_that_is_wanted(node: Node) -> None:
     worker.leave()
 
 
-def test_a_worker_that_no_longer_tells_its_load_gets_no_clients(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Node, "fresh", 0.05)
-    one, other = Node(node.directory, node._key), Node(node.directory, node._key)
-    one.join()
-    other.join()
-    until(lambda: one.loads({0, 1}) == {0: 0}, "the load of the other one is too old")
-    one.add_load(1, 5)
-    assert one.loads({0, 1}) == {0: 0}
-    monkeypatch.setattr(Node, "fresh", PATIENCE)
-    other.set_load(7)
-    one.add_load(1, 5)
-    assert one.loads({0, 1}) == {0: 0, 1: 12}
-    one.leave()
-    other.leave()
-
-
 def _joined(node: Node) -> Node:
     """Return a worker of the node, as if forked from its master, with its socket."""
     worker = Node(node.directory, node._key)
-    worker._loads = node._loads
+    worker.loads._words = node.loads._words
     worker.join()
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(worker.socket_path(worker.slot))

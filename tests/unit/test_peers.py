@@ -160,18 +160,6 @@ def test_workers_meet_when_only_one_of_them_can_connect_at_first(node: Node, mon
         worker.peers.stop()
 
 
-def test_the_load_of_a_worker_that_wants_no_clients_is_not_told(
-    two: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Node, "fresh", PATIENCE)
-    one, other = two
-    one.node.set_load(7)
-    other.node.set_load(0)
-    assert other.node.loads({0, 1}) == {0: 7, 1: 0}
-    one.node.set_load(-1)
-    assert other.node.loads({0, 1}) == {1: 0}
-
-
 _WORKER = """
 import sys
 from pathlib import Path
@@ -329,6 +317,7 @@ def test_a_descriptor_beyond_which_there_is_no_room_is_closed(two: tuple[Worker,
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, limits[1]))
         assert one.peers.pass_descriptor(1, "file", b"", there.fileno())
         until(lambda: green.sleep() or not other.peers.takes_descriptors, "the worker notices")
+        assert next_of(other.received) == (0, b"", None)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     there.close()

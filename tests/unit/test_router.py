@@ -3,15 +3,20 @@
 import base64
 import json
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from socketio_pg.core import green
+from socketio_pg.engine.front import Connection
 from socketio_pg.engine.router import Router, _as_json, _from_json
-from socketio_pg.workers.node import NO_LOAD, Node
+from socketio_pg.workers import peers
+from socketio_pg.workers.loads import Loads
+from socketio_pg.workers.node import Node
 from socketio_pg.workers.peers import Peers
+from socketio_pg.workers.sockets import PART
 from tests.support.patience import PATIENCE, until
 from tests.support.peers import meet
 
@@ -26,15 +31,38 @@ class Worker:
         self.peers = Peers(self.node)
         self.sessions, self.draining = 0, False
         self.router = Router(self.node, self.peers, lambda: self.sessions, lambda: self.draining)
+        self.router.serve_with(self)  # type: ignore[arg-type]
+        #: Whether the connections that arrive become sessions.
+        self.accepts = True
+        self.served = 0
         self.peers.start()
 
     def slot_for(self, head: str) -> int | None:
-        return self.router._slot_for(head.encode("latin-1"))
+        return self.router._slot_for(head.encode("latin-1"))[0]
+
+    def get(self, head: str) -> bool:
+        """Get a connection with this request. Return whether it was passed on."""
+        here, there = socket.socketpair()
+        there.close()
+        passed = self.router.route(head.encode(), Connection(here, ("127.0.0.1", 1), ("127.0.0.1", 2), head.encode()))
+        here.close()
+        self.sessions += not passed
+        return passed
+
+    def serve(self, descriptor: int, received: bytes, address: Any, listener: Any) -> None:
+        """Serve a connection, in place of a :class:`Front`."""
+        os.close(descriptor)
+        self.served += 1
+        self.sessions += self.accepts
+
+    def loads(self) -> dict[int, int]:
+        """Return the loads of all workers, as this one sees them."""
+        return self.node.loads.of(range(3), range(3))
 
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Worker]]:
-    monkeypatch.setattr(Node, "fresh", PATIENCE)  # most tests tell loads once
+    monkeypatch.setattr(Loads, "fresh", PATIENCE)  # most tests tell loads once
     node = Node.create(os.getuid(), os.getgid())
     made = [Worker(node) for _ in range(3)]
     meet(*made)
@@ -81,16 +109,61 @@ def test_no_worker_has_a_session_with_another_id(workers: list[Worker], sid: str
 )
 def test_new_sessions_go_to_the_worker_with_the_fewest(workers: list[Worker], line: str) -> None:
     for one, sessions in zip(workers, (500, 400, 450), strict=True):
-        one.node.set_load(sessions)
-    chosen = [workers[0].slot_for(f"{line}\r\n\r\n") for _ in range(300)]
-    # Counted at once, before the chosen worker tells its load.
-    loads = [workers[0].node.loads({slot})[slot] for slot in range(3)]
-    assert sum(loads) == 500 + 400 + 450 + len(chosen)
-    assert max(loads) - min(loads) <= 20
+        one.sessions = sessions
+        one.router._tell(0)
+    for number in range(300):
+        workers[number % 2].get(f"{line}\r\n\r\n")
+        # Tells its sessions, but not those on their way to it.
+        workers[2].router._tell(0)
+    # No other green thread has run, so none has arrived yet.
+    assert [one.served for one in workers] == [0, 0, 0]
+    found = workers[2].loads()
+    assert sum(found.values()) == 500 + 400 + 450 + 300
+    assert max(found.values()) - min(found.values()) <= 20
+    until(lambda: green.sleep() or sum(one.sessions for one in workers) == 1650, "all have arrived")
+    for one in workers:
+        one.router._tell(0)
+    assert workers[2].loads() == {slot: one.sessions for slot, one in enumerate(workers)}
+
+
+def test_connections_that_become_no_sessions_do_not_count(workers: list[Worker]) -> None:
+    workers[0].sessions = 1000
+    workers[1].accepts = workers[2].accepts = False
+    for _ in range(10):
+        assert workers[0].get(HANDSHAKE.format("websocket"))
+    assert sorted(workers[0].loads().values()) == [5, 5, 1000]
+    until(lambda: green.sleep() or workers[1].served + workers[2].served == 10, "all have arrived")
+    for one in workers:
+        one.router._tell(0)
+    assert workers[0].loads() == {0: 1000, 1: 0, 2: 0}
+
+
+def test_a_connection_that_cannot_be_passed_does_not_count(workers: list[Worker]) -> None:
+    workers[0].sessions = 1000
+    for one in workers[1:]:
+        workers[0].peers._outgoing[one.node.slot]._connection.shutdown(socket.SHUT_RDWR)
+    assert workers[0].get(HANDSHAKE.format("websocket"))
+    assert workers[0].loads() == {0: 1000, 1: 0, 2: 0}
+    too_long = f"GET /socket.io/?EIO=4&transport=polling&x={'x' * PART} HTTP/1.1\r\n\r\n"
+    assert not workers[0].get(too_long)
+    assert workers[0].loads() == {0: 1001, 1: 0, 2: 0}
+
+
+def test_a_worker_without_room_for_a_connection_gets_no_more(
+    workers: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "_has_room", lambda descriptor: False)
+    workers[0].sessions = 1000
+    assert workers[0].get(HANDSHAKE.format("websocket"))
+    until(lambda: green.sleep() or len(workers[0].loads()) == 2, "the worker says that it has no room")
+    monkeypatch.setattr(Peers, "pause", 0.0)
+    for one in workers:
+        one.router._tell(0)
+    assert workers[0].loads() == {0: 1000, 1: 0, 2: 0}
 
 
 def test_a_worker_keeps_new_sessions_while_it_has_hardly_more_than_others(workers: list[Worker]) -> None:
-    workers[0].node.set_load(3)
+    workers[0].sessions = 3
     assert workers[0].slot_for(HANDSHAKE.format("websocket")) == 0
 
 
@@ -99,23 +172,23 @@ def test_a_worker_keeps_new_sessions_while_it_has_hardly_more_than_others(worker
     ["GET / HTTP/1.1", "GET /healthz HTTP/1.1", "POST /api/publish HTTP/1.1", "GET /socket.io/ HTTP/1.1", "x"],
 )
 def test_the_worker_that_has_accepted_it_serves_any_other_request(workers: list[Worker], line: str) -> None:
-    workers[0].node.set_load(1000)
+    workers[0].sessions = 1000
     assert workers[0].slot_for(f"{line}\r\n\r\n") is None
 
 
 def test_a_draining_worker_passes_requests_on_and_gets_none(workers: list[Worker]) -> None:
     workers[0].draining = True
     workers[0].router.start()
-    until(lambda: green.sleep() or not workers[1].node.loads({0}), "the others know")
+    until(lambda: green.sleep() or 0 not in workers[1].loads(), "the others know")
     for line in (HANDSHAKE.format("polling"), "GET /healthz HTTP/1.1\r\n\r\n"):
         assert workers[0].slot_for(line) in (1, 2)
-    workers[1].node.set_load(1000)
+    workers[1].sessions = 1000
     assert workers[1].slot_for(HANDSHAKE.format("polling")) == 2
 
 
 def test_a_worker_without_others_serves_everything_also_while_it_drains(workers: list[Worker]) -> None:
     for one in workers[1:]:
-        one.node.set_load(NO_LOAD)
+        one.node.loads.tell(None)
     workers[0].draining = True
     assert workers[0].slot_for(HANDSHAKE.format("polling")) is None
 
@@ -123,7 +196,7 @@ def test_a_worker_without_others_serves_everything_also_while_it_drains(workers:
 def test_a_worker_tells_its_sessions(workers: list[Worker]) -> None:
     workers[2].sessions = 7
     workers[2].router.start()
-    until(lambda: green.sleep() or workers[0].node.loads({2}) == {2: 7}, "the load is told")
+    until(lambda: green.sleep() or workers[0].loads()[2] == 7, "the load is told")
 
 
 @pytest.mark.parametrize(
