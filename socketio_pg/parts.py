@@ -13,6 +13,8 @@ from socketio_pg.access.tickets import Tickets
 from socketio_pg.cluster.select import Cluster
 from socketio_pg.control.control import Control
 from socketio_pg.control.local import LocalControl
+from socketio_pg.control.local_channels import LocalChannels
+from socketio_pg.control.local_clients import LocalClients
 from socketio_pg.core import config, green
 from socketio_pg.core.problems import Problem
 from socketio_pg.core.rules import Rules
@@ -282,6 +284,16 @@ class Parts:
             settings.send_buffer_bytes,
             settings.ping_interval + settings.ping_timeout,
         )
+        clients = LocalClients(
+            server,
+            self.access.sessions,
+            self.access.senders,
+            hub,
+            self._tables,
+            self.streams,
+            self._admission,
+            log,
+        )
         #: Lists, disconnects and reaches users on all nodes and workers.
         self.control = Control(
             self.bus,
@@ -289,15 +301,15 @@ class Parts:
             LocalControl(
                 server,
                 self.access.sessions,
-                self.access.senders,
+                clients,
                 hub,
                 delivery,
                 self._tables,
                 self.streams,
                 self.keeping,
-                self._admission,
                 self.presence,
             ),
+            LocalChannels(hub, self.pubsub.tally, self.access.sessions, clients),
             settings.max_payload,
         )
         self.gauges = Gauges(

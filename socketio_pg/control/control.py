@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from socketio_pg.cluster.bus import Bus
+from socketio_pg.cluster.processes import Answers
+from socketio_pg.control import local_channels, local_clients
 from socketio_pg.control.local import LocalControl
+from socketio_pg.control.local_channels import LocalChannels
 from socketio_pg.core import green
 from socketio_pg.core.channels import CONTROL_CHANNEL, validate_channel
 from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.core.listing import Listing
 from socketio_pg.core.logs import RateLimitedLog
 from socketio_pg.core.messages import check_size, encode_payload
 from socketio_pg.core.patterns import is_pattern, validate_pattern
@@ -63,6 +67,25 @@ class Connections:
         return {"connections": self.connections, **_counted(self)}
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Rows of all processes that have answered: their number, that of all rows that were wanted as far as it is known.
+
+    ``complete``: no process has left rows out that may belong to these. ``found`` has further sums.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    total: int
+    complete: bool
+    found: dict[str, Any]
+    processes: int
+    unanswered: Sequence[Silent]
+
+    def answered(self) -> dict[str, Any]:
+        """Return the end of an answer: ``processes``, ``unanswered``."""
+        return {"processes": self.processes, "unanswered": [process._asdict() for process in self.unanswered]}
+
+
 class Control:
     """Lists, ends and reaches connections on all nodes and workers. ``max_payload`` is MAX_PAYLOAD.
 
@@ -70,12 +93,15 @@ class Control:
     arguments, and RuntimeError in another thread than the server's.
     """
 
-    #: Seconds for the other processes to answer.
-    seconds = 3.0
+    #: Seconds for the other processes to answer: to what changes something, and to a list.
+    seconds, list_seconds = 3.0, 2.0
 
-    def __init__(self, bus: Bus, pubsub: PubSub, local: LocalControl, max_payload: int) -> None:
+    def __init__(
+        self, bus: Bus, pubsub: PubSub, local: LocalControl, channels: LocalChannels, max_payload: int
+    ) -> None:
         self._bus = bus
         self._local = local
+        self._channels = channels
         self._max_payload = max_payload
         #: Actions of the log, in their order.
         self._logged: list[dict[str, Any]] = []
@@ -104,6 +130,62 @@ class Control:
         found = [connection for answer in answers for connection in answer["connections"]]
         found.sort(key=lambda connection: connection["since"], reverse=True)
         return Connections(found[:limit], sum(answer["count"] for answer in answers), len(answers), unanswered)
+
+    def clients(
+        self,
+        listing: Listing,
+        *,
+        sub: str | None = None,
+        sid: str | None = None,
+        channel: str | None = None,
+        measure: float = 0.0,
+    ) -> Listed:
+        """Return the first connections of a listing with their figures: of all processes, each of which sorts its own.
+
+        ``measure``: seconds between two looks, for rates; otherwise they are those since the last call.
+        """
+        listing = local_clients.validated(listing)
+        request = {"action": "clients", "listing": listing.to_wire(), "sub": sub, "sid": sid, "channel": channel}
+        answers, unanswered = self._list(request | {"measure": measure}, measure)
+        rows = local_clients.merge([row for answer in answers for row in answer["clients"]], listing)
+        total = sum(answer["total"] for answer in answers)
+        slow = sum(answer["slow"] for answer in answers)
+        complete = all(answer["complete"] for answer in answers)
+        return Listed(rows, total, complete, {"slow": slow}, len(answers), unanswered)
+
+    def channels(self, listing: Listing, names: Sequence[str] = ()) -> Listed:
+        """Return the channels that may be the first of a listing, and those of ``names``, not in any order.
+
+        If some processes have more than they list, all are asked again for those that others have listed: sums are
+        right. A channel that is among the first of no process may be missing: then it is not ``complete``.
+        """
+        request = {"action": "channels", "listing": listing.to_wire(), "names": list(names)}
+        answers, unanswered = self._list(request)
+        total = max((answer["total"] for answer in answers), default=0)
+        complete = all(answer["complete"] for answer in answers)
+        found = local_channels.merge(answers)
+        if not complete and len(answers) > 1:
+            again = {"listing": Listing(limit=0, sort="channel").to_wire(), "names": list(found)}
+            answers, unanswered = self._list(request | again)
+            found = local_channels.merge(answers)
+        measured = max((answer["measured"] for answer in answers), default=0.0)
+        more = {"measured": measured}
+        return Listed(list(found.values()), max(total, len(found)), complete, more, len(answers), unanswered)
+
+    def channel(self, name: str) -> Listed:
+        """Return one channel or pattern, one row for each process, with some of its subscribers."""
+        answers, unanswered = self._list({"action": "channel", "name": name})
+        measured = max((answer["measured"] for answer in answers), default=0.0)
+        return Listed(answers, len(answers), True, {"measured": measured}, len(answers), unanswered)
+
+    def rates(self, patterns: Sequence[str]) -> dict[str, float]:
+        """Return the messages per second of the channels that match each pattern; none in the first second."""
+        answers, _ = self._list({"action": "rates", "patterns": list(patterns)})
+        found: dict[str, float] = {}
+        for answer in answers:
+            for pattern, rate in answer["rates"].items():
+                found[pattern] = max(found.get(pattern, 0.0), rate)
+        return found
 
     def disconnect_user(self, sub: str) -> Done:
         """Disconnect all connections of a user, and forget sessions that could be recovered."""
@@ -136,7 +218,18 @@ class Control:
 
     def _everywhere(self, request: dict[str, Any]) -> tuple[list[Any], list[Silent]]:
         own = self._act(request)
-        answers = self._bus.ask(_KIND, request, self.seconds)
+        return self._with_others(own, self._bus.ask(_KIND, request, self.seconds))
+
+    def _list(self, request: dict[str, Any], seconds: float = 0.0) -> tuple[list[Any], list[Silent]]:
+        """Ask all processes at the same time: this one may have much to look at, too."""
+        asked: list[Answers] = []
+        asking = green.spawn(lambda: asked.append(self._bus.ask(_KIND, request, self.list_seconds + seconds)))
+        own = self._act(request)
+        asking.wait()
+        return self._with_others(own, asked[0])
+
+    @staticmethod
+    def _with_others(own: Any, answers: Answers) -> tuple[list[Any], list[Silent]]:
         return [own, *answers.values()], [Silent(process.name, process.worker) for process in answers.silent]
 
     # -- on this process -----------------------------------------------------------------------------------------------
@@ -150,6 +243,17 @@ class Control:
                 for connection in answer["connections"]:
                     connection |= {"node": own.name, "worker": own.worker}
                 return answer
+            case {"action": "clients", "listing": listing, "measure": measure, **which}:
+                chosen = {name: which[name] for name in ("sub", "sid", "channel")}
+                return self._list_clients(Listing.from_wire(listing), min(5.0, measure), chosen)
+            case {"action": "channels", "listing": listing, "names": list(names)}:
+                return self._channels.list(Listing.from_wire(listing), names)
+            case {"action": "channel", "name": str(name)}:
+                own = self._bus.own
+                return self._channels.describe(name) | {"node": own.name, "worker": own.worker}
+            case {"action": "rates", "patterns": list(patterns)}:
+                rates, measured = self._channels.rates_of(patterns)
+                return {"rates": rates, "measured": measured}
             case {"action": "disconnect_user", "sub": str(sub)}:
                 return self._local.disconnect_user(sub)
             case {"action": "disconnect_connection", "sid": str(sid)}:
@@ -159,6 +263,16 @@ class Control:
             case {"action": "send_to_user", "sub": str(sub), "payload": str(payload)}:
                 return self._local.send_to_user(sub, payload)
         raise ValueError("an action of another version")
+
+    def _list_clients(self, listing: Listing, measure: float, chosen: dict[str, Any]) -> dict[str, Any]:
+        own = self._bus.own
+        if measure > 0:
+            self._local.clients.list(listing, **chosen)
+            green.sleep(measure)
+        answer = self._local.clients.list(listing, **chosen)
+        for client in answer["clients"]:
+            client |= {"node": own.name, "worker": own.worker}
+        return answer
 
     def _receive(self, payloads: Sequence[str]) -> None:
         """Receive actions of the functions of SQL, which have committed."""

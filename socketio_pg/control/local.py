@@ -5,12 +5,11 @@ from typing import Any
 
 import orjson
 
-from socketio_pg.access.senders import Senders
 from socketio_pg.access.sessions import Session, Sessions
+from socketio_pg.control.local_clients import MAX_CHARACTERS, LocalClients
 from socketio_pg.core import green, metrics
 from socketio_pg.core.errors import EndedByServerError
 from socketio_pg.core.patterns import overlap
-from socketio_pg.gateway.admission import Admission
 from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.presence.presence import Presence
@@ -19,39 +18,34 @@ from socketio_pg.pubsub.hub import Hub
 from socketio_pg.recovery.keeping import Keeping
 from socketio_pg.streams.streams import Streams
 
-#: The channels of a connection that a list shows.
-MAX_CHANNELS = 100
-#: Characters of the connections that one process lists: then it stops, whatever the limit is.
-MAX_CHARACTERS = 1_000_000
-#: Connections that are described, or disconnected, before other green threads run.
+#: Connections that are disconnected before other green threads run.
 SLICE = 100
 
 
 class LocalControl:
-    """The clients of this process. ``senders`` chooses the claims that a list shows. Counts are of connections."""
+    """The clients of this process; ``clients`` describes them. Counts are of connections."""
 
     def __init__(
         self,
         server: Server,
         sessions: Sessions,
-        senders: Senders,
+        clients: LocalClients,
         hub: Hub,
         delivery: Delivery,
         tables: LiveTables,
         streams: Streams,
         keeping: Keeping,
-        admission: Admission,
         presence: Presence,
     ) -> None:
         self._server = server
         self._sessions = sessions
-        self._senders = senders
+        #: Describes the connections.
+        self.clients = clients
         self._hub = hub
         self._delivery = delivery
         self._tables = tables
         self._streams = streams
         self._keeping = keeping
-        self._admission = admission
         self._presence = presence
 
     def connections(self, sub: str | None, sid: str | None, limit: int, room: str | None = None) -> dict[str, Any]:
@@ -68,7 +62,7 @@ class LocalControl:
         listed: list[dict[str, Any]] = []
         characters = 0
         for number, session in enumerate(found[:limit], 1):
-            described = self._describe(session)
+            described = self.clients.describe(session)
             if described is not None:
                 characters += len(orjson.dumps(described))
                 if characters > MAX_CHARACTERS:
@@ -143,32 +137,3 @@ class LocalControl:
         # A subscription with a filter, and a stream, are in no Socket.IO room of the channel's name.
         rooms = self._server.manager.rooms.get(session.namespace, {})
         return session.sid in rooms.get(room, ()) or self._hub.is_subscribed(session.sid, room)
-
-    def _describe(self, session: Session) -> dict[str, Any] | None:
-        """Return a connection as a list shows it; None if it has just ended."""
-        sid = session.sid
-        found: dict[str, Any] = {"sid": sid, "sub": session.subject, "claims": dict(self._senders.of(session.claims))}
-        if self._streams.owns(sid):
-            stream = self._streams.get(sid)
-            if stream is None:
-                return None
-            transport, buffered, address = "stream", stream.connection.buffered, stream.address
-        else:
-            socket = self._server.manager.socket_of(sid, session.namespace)
-            if socket is None:
-                return None
-            transport = "polling" if socket.connection is None else "websocket"
-            environ = self._server.get_environ(sid, session.namespace)
-            buffered, address = socket.buffered, "" if environ is None else self._admission.address(environ)
-            found["namespace"] = session.namespace
-        channels = sorted(self._hub.channels_of(sid))
-        tables = self._tables.names(sid)
-        return found | {
-            "address": address,
-            "since": round(session.since, 3),
-            "transport": transport,
-            "buffered": buffered,
-            "subscriptions": len(channels) + len(tables),
-            "channels": channels[:MAX_CHANNELS],
-            "tables": tables[:MAX_CHANNELS],
-        }

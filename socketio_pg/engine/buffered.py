@@ -14,6 +14,7 @@ from typing import Any
 
 from socketio_pg.core import green
 from socketio_pg.core.metrics import fan_out
+from socketio_pg.engine import tcp
 
 #: Bytes of one read. A flood of the smallest frames yields to other clients after some milliseconds with this size.
 READ_SIZE = 16384
@@ -77,6 +78,10 @@ class BufferedConnection:
     def buffered(self) -> int:
         """The number of bytes that wait for the kernel."""
         return self._buffered
+
+    def kernel_counts(self) -> tcp.Counts | None:
+        """Return what the kernel has counted of this connection; None if it is closed, or the system has no counts."""
+        return None if self._readiness is None else tcp.read(self._socket)
 
     def send(self, data: bytes) -> None:
         """Send whole frames after all earlier ones. Never waits and never raises.

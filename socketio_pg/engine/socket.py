@@ -57,6 +57,8 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
         self.unanswered_ping = 0.0
         #: Identifies the requests of this client.
         self.fingerprint: Fingerprint = (None, None)
+        #: Messages that the client has sent so far.
+        self.messages = 0
         #: The client's address, in the form in which limits count it.
         self.address = ""
         #: True while a request of that kind is in progress.
@@ -195,6 +197,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             if self.closed:
                 return
             kind = MESSAGE if isinstance(packet, bytes) else packet[0]
+            self.messages += kind == MESSAGE
             if kind == PONG:
                 self.unanswered_ping = 0.0
             elif isinstance(packet, bytes):
@@ -320,6 +323,7 @@ class Socket(engineio.socket.Socket):  # type: ignore[misc]
             assert self.connection is not None
             self.connection.chatter()
         elif kind == MESSAGE or isinstance(data, bytes):
+            self.messages += 1
             self._dispatch(data if isinstance(data, bytes) else data[1:])
         elif kind == CLOSE:
             green.run_soon(self.close, False, True, self.server.reason.CLIENT_DISCONNECT)

@@ -43,6 +43,15 @@ class Stream:
     #: The replay that is being sent.
     replay: HeldReplay | None = None
 
+    @property
+    def buffered(self) -> int:
+        """The number of bytes that wait for the client to read."""
+        return self.connection.buffered
+
+    def stuck_seconds(self, now: float) -> float:
+        """Return for how long the client has read nothing although something waits for it."""
+        return self.connection.stuck_seconds(now)
+
 
 @dataclass(eq=False, slots=True)
 class Group:
