@@ -28,7 +28,7 @@ def test_rows_without_a_value_come_last_in_both_directions() -> None:
 
 
 def row(channel: str, **more: Any) -> dict[str, Any]:
-    empty = {name: 0 for name in ("sockets", "streams", "python", "patterns")}
+    empty = dict.fromkeys(("sockets", "streams", "python", "patterns"), 0)
     unknown = dict.fromkeys(("messages_in", "messages_out", "bytes_in", "last_at", "last_bytes", "last_position"))
     return {"channel": channel} | empty | unknown | more
 
