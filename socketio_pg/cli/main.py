@@ -16,6 +16,7 @@ MODULES = {
     "watch": "socketio_pg.cli.watch",
     "unwatch": "socketio_pg.cli.watch",
     "watches": "socketio_pg.cli.watch",
+    "types": "socketio_pg.cli.types",
     "presence": "socketio_pg.cli.presence",
     "status": "socketio_pg.cli.status",
     "doctor": "socketio_pg.cli.status",
