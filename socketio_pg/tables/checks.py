@@ -128,7 +128,7 @@ def statement(table: Definition, columns: Sequence[str]) -> str:
     }
     same = " AND ".join(f"r.{column.sql} OPERATOR(pg_catalog.=) {value}" for column, value in values.items())
     return (
-        "SELECT k.place, pg_catalog.to_jsonb(l) AS image "
+        "SELECT k.place, pg_catalog.to_jsonb(l.*) AS image "
         "FROM pg_catalog.jsonb_array_elements($1) WITH ORDINALITY AS k (key, place) "
         f"CROSS JOIN LATERAL (SELECT {picked} FROM {table.sql} AS r WHERE {same}) AS l"
     )

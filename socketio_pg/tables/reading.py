@@ -288,7 +288,7 @@ def select(table: Definition, query: Query, found: Rights, most: int | None) -> 
     key = ", ".join(f"l.{columns[name].escaped}" for name in table.key)
     limit = "" if most is None else f" LIMIT {most}"
     statement = (
-        f"SELECT pg_catalog.to_jsonb(l)::pg_catalog.text, pg_catalog.jsonb_build_array({key})::pg_catalog.text "
+        f"SELECT pg_catalog.to_jsonb(l.*)::pg_catalog.text, pg_catalog.jsonb_build_array({key})::pg_catalog.text "
         f"FROM (SELECT {picked} FROM {table.sql.replace('%', '%%')} AS r "
         f"WHERE {conditions.text} ORDER BY {order}{limit}) AS l"
     )

@@ -121,6 +121,24 @@ def test_each_client_gets_its_rows(server: ServerProcess, database: PolicyDataba
             )
 
 
+def test_columns_can_have_names_of_aliases(server: ServerProcess, database: PolicyDatabase) -> None:
+    """In the statement of the first rows, and in the one that checks changes."""
+    database.sql(
+        "CREATE TABLE aliases (id int PRIMARY KEY, l text, r text, k text, image text);"
+        "INSERT INTO aliases VALUES (1, 'a');"
+        "ALTER TABLE aliases ENABLE ROW LEVEL SECURITY; CREATE POLICY l ON aliases FOR SELECT USING (l <> 'hidden');"
+        "GRANT SELECT ON aliases TO authenticated; SELECT socketio_pg.watch('aliases')"
+    )  # fmt: skip
+    with connect(server, "alice", strict=True) as client:
+        assert client.table("public.aliases")["rows"] == 1
+        database.sql("INSERT INTO aliases VALUES (2, 'b', 'c', 'd', 'e'), (3, 'hidden', '', '', '')")
+        client.wait_rows([
+            {"id": 1, "l": "a", "r": None, "k": None, "image": None},
+            {"id": 2, "l": "b", "r": "c", "k": "d", "image": "e"},
+        ])  # fmt: skip
+        assert "hidden" not in repr(client.log)
+
+
 def test_new_claims(server: ServerProcess, database: PolicyDatabase) -> None:
     database.sql("INSERT INTO notes VALUES (1, 'alice'), (2, 'bob')")
     with connect(server, "alice") as client:

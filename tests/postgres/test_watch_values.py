@@ -231,18 +231,29 @@ def test_number_of_columns(database: WatchDatabase, columns: int) -> None:
     assert payload["new"] == {f"c{number}": number for number in range(columns) if number != 1}
 
 
-def test_columns_can_have_names_of_internal_variables(database: WatchDatabase) -> None:
+@pytest.mark.parametrize("kind", ["int", "mood"])
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_columns_can_have_names_of_internal_variables(database: WatchDatabase, kind: str, isolation: str) -> None:
+    """Also with a type that is not built in, and above READ COMMITTED: the trigger then reads rows in other ways."""
     names = [
         "new", "old", "new_rows", "old_rows", "r", "share", "passed", "kept", "number", "n", "o", "p__", "c", "spec",
-        "key", "relation", "op", "olds", "news", "channel", "payload", "id", "size", "tier", "row", "unsent",
+        "key", "relation", "op", "olds", "news", "channel", "payload", "id", "size", "tier", "row", "unsent", "l", "k",
+        "name",
     ]  # fmt: skip
-    database.sql("CREATE TABLE things (" + ", ".join(f'"{name}" int' for name in names) + ")")
+    database.sql("CREATE TABLE things (" + ", ".join(f'"{name}" int' for name in names) + f", other {kind})")
     for per in ("statement", "row"):
         database.watch("things", per, per=per, when="new.share = 1 OR old.new = 1")
         database.watch("things", per + "{n}", per=per, exclude=["key"], bulk_limit=1)
     values = ", ".join("1" for _ in names)
     statement = f"INSERT INTO things VALUES ({values}); INSERT INTO things VALUES ({values}), ({values})"
-    sent = database.sent(f"{statement}; UPDATE things SET n = 2; DELETE FROM things")
+    sent = database.sent(
+        f"BEGIN ISOLATION LEVEL {isolation}; {statement}; UPDATE things SET n = 2; DELETE FROM things; COMMIT"
+    )
     assert database.warnings == []
     assert {channel for channel, _ in sent} == {"statement", "row", "statement1", "statement2", "row1", "row2"}
-    assert sent[0][1]["new"] in (dict.fromkeys(names, 1), dict.fromkeys([n for n in names if n != "key"], 1))
+    whole = {**dict.fromkeys(names, 1), "other": None}
+    shown = [whole, {name: value for name, value in whole.items() if name != "key"}]
+    inserted = [payload for _, payload in sent if payload["op"] == "INSERT" and not payload.get("truncated")]
+    assert inserted
+    # A row that moves to another channel is inserted there with its new values.
+    assert all({**payload["new"], "n": 1} in shown for payload in inserted)

@@ -95,7 +95,7 @@ BEGIN
     ELSE
         -- The table may have changed since this transaction's snapshot. These statements see it as it is. No value of a
         -- type is read: all are NULL.
-        EXECUTE format('SELECT array_agg(k) FROM (SELECT (NULL::%s).*) AS r CROSS JOIN jsonb_object_keys(to_jsonb(r)) AS k',
+        EXECUTE format('SELECT array_agg(k.name) FROM (SELECT (NULL::%s).*) AS r CROSS JOIN jsonb_object_keys(to_jsonb(r.*)) AS k (name)',
             relation::regclass) INTO names;
         EXECUTE format('SELECT ARRAY[%s] FROM (SELECT (NULL::%s).*) AS r',
             (SELECT string_agg(format('pg_typeof(r.%I)::oid', n.name), ', ' ORDER BY n.place)

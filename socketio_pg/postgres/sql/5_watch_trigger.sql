@@ -230,11 +230,11 @@ BEGIN
                             new_image := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
                         ELSE
                             IF TG_OP <> 'INSERT' THEN
-                                EXECUTE format('SELECT to_jsonb(l) FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
+                                EXECUTE format('SELECT to_jsonb(l.*) FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
                                 INTO old_image USING OLD;
                             END IF;
                             IF TG_OP <> 'DELETE' THEN
-                                EXECUTE format('SELECT to_jsonb(l) FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
+                                EXECUTE format('SELECT to_jsonb(l.*) FROM (SELECT %s FROM (SELECT ($1).*) AS r) AS l', list)
                                 INTO new_image USING NEW;
                             END IF;
                         END IF;
@@ -305,7 +305,7 @@ BEGIN
                                     SELECT array_agg(to_jsonb(r.*)) INTO olds
                                     FROM (SELECT * FROM old_rows OFFSET passed LIMIT batch_size) AS r;
                                 ELSE
-                                    EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM old_rows AS r
+                                    EXECUTE format('SELECT array_agg(to_jsonb(l.*)) FROM (SELECT %s FROM old_rows AS r
                                         OFFSET $1 LIMIT $2) AS l', list) INTO olds USING passed, batch_size;
                                 END IF;
                             END IF;
@@ -314,7 +314,7 @@ BEGIN
                                     SELECT array_agg(to_jsonb(r.*)) INTO news
                                     FROM (SELECT * FROM new_rows OFFSET passed LIMIT batch_size) AS r;
                                 ELSE
-                                    EXECUTE format('SELECT array_agg(to_jsonb(l)) FROM (SELECT %s FROM new_rows AS r
+                                    EXECUTE format('SELECT array_agg(to_jsonb(l.*)) FROM (SELECT %s FROM new_rows AS r
                                         OFFSET $1 LIMIT $2) AS l', list) INTO news USING passed, batch_size;
                                 END IF;
                             END IF;
