@@ -1,0 +1,6 @@
+/** The package `socketio-pg`. */
+
+export { createClient } from "./client.js";
+export { PublishError, SocketIoPgError, SubscriptionError, TokenError } from "./errors.js";
+export type { ClientError, ErrorCode, OwnCode, ServerCode } from "./errors.js";
+export type * from "./types.js";

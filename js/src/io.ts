@@ -1,0 +1,3 @@
+/** The stock client. */
+
+export { io } from "socket.io-client";

@@ -1,0 +1,116 @@
+/** Requests of many channels in few messages to the server. */
+
+import type { Socket } from "socket.io-client";
+import { failureOf, NO_ANSWER, request, type Failure, type Options, type Wire } from "./util.js";
+
+// Limits of one request for many channels: the server allows 500, and limits the bytes.
+const MAX_TOGETHER = 250;
+const MAX_CHARACTERS = 100_000;
+
+// ms for which a retry waits for those of other channels, to share a request with them.
+const JOIN_DELAY = 20;
+
+interface Waiting {
+  event: string;
+  body: Wire;
+  answered: (failure: Failure | null, answer?: Wire) => void;
+}
+
+/**
+ * Sends the requests of channels. Requests that are made in the same task are sent together, up to 250 at a time: after
+ * a reconnect, one for each channel would exceed the server's limit of events.
+ */
+export class Requests {
+  #socket;
+  #options;
+  #onLate;
+  #waiting: Waiting[] = [];
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  /** The failures of requests that await their answers. */
+  #pending = new Set<() => void>();
+  #alone: string | undefined = ""; // the id of the connection to a server that takes one channel at a time: an older version
+
+  /** @param onLate called with an answer that comes after the timeout */
+  constructor(socket: Socket, options: Options, onLate: (answer: Wire) => void) {
+    this.#socket = socket;
+    this.#options = options;
+    this.#onLate = onLate;
+  }
+
+  /** Calls `answered` with the error, or with null and the answer. `retry`: it was sent before. */
+  send(event: string, body: Wire, retry: boolean, answered: Waiting["answered"]): void {
+    this.#waiting.push({ event, body, answered });
+    if (retry) this.#timer ??= setTimeout(() => this.#flush(), JOIN_DELAY);
+    else queueMicrotask(() => this.#flush());
+  }
+
+  /** Fails all requests, because the connection is lost. */
+  lose(): void {
+    for (const fail of [...this.#pending]) fail();
+    this.#flush();
+  }
+
+  #flush() {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const waiting = this.#waiting.splice(0);
+    if (!this.#socket.connected) for (const { answered } of waiting) answered(NO_ANSWER);
+    else for (const event of ["subscribe", "unsubscribe"]) this.#send(waiting.filter((one) => one.event === event));
+  }
+
+  /** Sends requests for one event, one part after the other. */
+  async #send(requests: Waiting[]) {
+    const { id } = this.#socket;
+    for (const part of parts(requests)) {
+      if (this.#socket.id !== id) for (const { answered } of part) answered(NO_ANSWER);
+      else if (part.length === 1 || this.#alone === id) this.#sendAlone(part);
+      else await this.#sendTogether(part);
+    }
+  }
+
+  #sendAlone(part: Waiting[]) {
+    for (const { event, body, answered } of part) request(this.#socket, this.#options.timeout, event, body, answered);
+  }
+
+  #sendTogether(part: Waiting[]) {
+    const { id } = this.#socket;
+    const [{ event }] = part;
+    const channels = part.map(({ body }) => (event === "subscribe" || body.pattern ? body : body.channel));
+    return new Promise<void>((resolve) => {
+      const finish = (failure: Failure | null, results?: Wire[]) => {
+        clearTimeout(timer);
+        this.#pending.delete(fail);
+        if (failure?.code.startsWith("invalid_") && this.#socket.id === id) {
+          this.#alone = id;
+          this.#sendAlone(part);
+        } else {
+          part.forEach(({ answered }, index) => answered(failure ?? failureOf(results?.[index]), results?.[index]));
+        }
+        resolve();
+      };
+      const fail = () => finish(NO_ANSWER);
+      const timer = setTimeout(fail, this.#options.timeout);
+      this.#pending.add(fail);
+      this.#socket.emit(event, { channels }, (answer: Wire) => {
+        if (this.#pending.has(fail)) finish(failureOf(answer), answer?.channels);
+        else if (event === "subscribe" && answer?.channels) this.#onLate(answer);
+      });
+    });
+  }
+}
+
+/** Divides requests into parts that are small enough for one request. */
+function parts(requests: Waiting[]) {
+  const found: Waiting[][] = [];
+  let characters = 0;
+  for (const one of requests) {
+    const size = JSON.stringify(one.body).length;
+    characters += size;
+    if (!found.length || found[found.length - 1].length === MAX_TOGETHER || characters > MAX_CHARACTERS) {
+      found.push([]);
+      characters = size;
+    }
+    found[found.length - 1].push(one);
+  }
+  return found;
+}
