@@ -9,18 +9,13 @@ import click
 from socketio_pg.cli.command import Failure, examples, json_option, names, open_database
 from socketio_pg.cli.terminal import print_json, say, table, tell
 from socketio_pg.core import loading
-from socketio_pg.postgres.database import fetch, session, translated_errors
+from socketio_pg.postgres.database import fetch, session
 from socketio_pg.postgres.trust import verify
+from socketio_pg.postgres.watches import OPERATIONS, TYPES, find_table
 
-OPERATIONS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 COLUMNS = (
     "table_name", "channel", "operations", "columns", "exclude", "when", "old", "tier", "per", "bulk_limit", "failures",
 )  # fmt: skip
-#: Options of the SQL function watch(): name → SQL type.
-TYPES = {
-    "channel": "text", "operations": "text[]", "columns": "text[]", "exclude": "text[]", "when": "text",
-    "old": "boolean", "tier": "text", "per": "text", "bulk_limit": "integer",
-}  # fmt: skip
 
 
 @click.command(
@@ -113,9 +108,7 @@ def _verified() -> Iterator[Any]:
 
 def _find_table(connection: Any, name: str) -> int:
     """Return the oid of a table, found with the role's search_path."""
-    with translated_errors(30.0), connection.cursor() as cursor:
-        cursor.execute("SELECT pg_catalog.to_regclass(%s::pg_catalog.text)::pg_catalog.oid", [name])
-        found: int | None = cursor.fetchone()[0]
+    found = find_table(connection, name)
     if found is None:
         elsewhere = "" if "." in name else " in the search_path: for another schema, write SCHEMA.TABLE"
         raise Failure(f"table {name} does not exist{elsewhere}")

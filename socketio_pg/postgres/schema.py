@@ -51,6 +51,8 @@ GRANT EXECUTE ON FUNCTION socketio_pg.probe_kinds(text[], text[]) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.decide(text[], text[], text[], text[], double precision) TO {role};
 GRANT EXECUTE ON FUNCTION socketio_pg.live_table(text),
     socketio_pg.live_rows(text[], text[], text[], jsonb, double precision) TO {role};
+GRANT SELECT ON socketio_pg.watches, socketio_pg.watch_triggers TO {role};
+GRANT EXECUTE ON FUNCTION socketio_pg.trigger_spec(bytea), socketio_pg.watch_failures(text) TO {role};
 """
 
 _PUBLISHER_GRANTS = """\

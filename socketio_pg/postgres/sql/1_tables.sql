@@ -237,11 +237,16 @@ BEGIN
     END IF;
 END $$;
 
--- Failures of watches, added up from time to time: see watch_failed().
+-- Failures of watches, added up from time to time, with the newest error: see watch_failed().
 CREATE TABLE IF NOT EXISTS socketio_pg.watch_failure (
-    counter  text COLLATE "C" NOT NULL,
-    failures bigint NOT NULL
+    counter   text COLLATE "C" NOT NULL,
+    failures  bigint NOT NULL,
+    -- Without data of rows, as in the warning.
+    error     text,
+    failed_at timestamptz
 );
+-- Of an older version.
+ALTER TABLE socketio_pg.watch_failure ADD COLUMN IF NOT EXISTS error text, ADD COLUMN IF NOT EXISTS failed_at timestamptz;
 
 CREATE TABLE IF NOT EXISTS socketio_pg.schema_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),

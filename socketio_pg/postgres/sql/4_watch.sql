@@ -19,6 +19,7 @@ BEGIN
                 ' OUT usable text[], OUT whole boolean, OUT unsure boolean'),
             ('watch_tell', 'spec jsonb, channel text, payload jsonb, place bigint'),
             ('watch_rows', 'op text, list text'),
+            ('watch_failed', 'counter text, error text'),
             ('watch_bulk', 'spec jsonb, op text, whole boolean, paired boolean, list text, counted boolean')
         ) AS present (name, arguments) ON present.name = p.proname
         WHERE p.pronamespace = 'socketio_pg'::regnamespace
@@ -414,18 +415,21 @@ BEGIN
 END $$;
 
 -- Counts a failure of a watch: at commit, and without a lock that another transaction needs.
-CREATE OR REPLACE FUNCTION socketio_pg.watch_failed(counter text) RETURNS void
+CREATE OR REPLACE FUNCTION socketio_pg.watch_failed(counter text, error text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO socketio_pg.watch_failure (counter, failures) VALUES (watch_failed.counter, 1);
+    INSERT INTO socketio_pg.watch_failure (counter, failures, error, failed_at)
+    VALUES (watch_failed.counter, 1, watch_failed.error, clock_timestamp());
     -- Above READ COMMITTED, reading the rows of others could make the transaction fail.
     IF random() < 0.02 AND current_setting('transaction_isolation') = 'read committed' THEN
         WITH counted AS (
             DELETE FROM socketio_pg.watch_failure AS f WHERE f.ctid = ANY (ARRAY(
                 SELECT o.ctid FROM socketio_pg.watch_failure AS o WHERE o.counter = watch_failed.counter
                 FOR UPDATE SKIP LOCKED))
-            RETURNING f.failures
+            RETURNING f.failures, f.error, f.failed_at
         )
-        INSERT INTO socketio_pg.watch_failure (counter, failures) SELECT watch_failed.counter, sum(c.failures) FROM counted AS c;
+        INSERT INTO socketio_pg.watch_failure (counter, failures, error, failed_at)
+        SELECT watch_failed.counter, sum(c.failures),
+            (array_agg(c.error ORDER BY c.failed_at DESC NULLS LAST))[1], max(c.failed_at) FROM counted AS c;
     END IF;
 END $$;

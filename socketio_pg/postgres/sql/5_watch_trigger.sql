@@ -360,7 +360,7 @@ BEGIN
             MESSAGE = format('socketio_pg.watch, %s on %I.%I: %s', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, problem);
         BEGIN
             IF starts_with(spec ->> 'counter', 'watch_') THEN
-                PERFORM socketio_pg.watch_failed(spec ->> 'counter');
+                PERFORM socketio_pg.watch_failed(spec ->> 'counter', format('%s: %s', TG_OP, problem));
             END IF;
         EXCEPTION WHEN OTHERS THEN
             NULL; -- an operator has dropped the objects that count

@@ -119,7 +119,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- For operators and programs: all watches. `failures`: the number of committed statements (with per => 'row': rows) since
--- watch() was called for which not all messages were sent.
+-- watch() was called for which not all messages were sent. `last_error`: of the newest one, without data of its row.
 CREATE OR REPLACE VIEW socketio_pg.watches AS
     SELECT format('%I.%I', n.nspname, c.relname) AS table_name, w.spec ->> 'channel' AS channel, w.operations,
         CASE WHEN w.spec ->> 'columns' IS NOT NULL THEN
@@ -128,12 +128,17 @@ CREATE OR REPLACE VIEW socketio_pg.watches AS
             ARRAY(SELECT jsonb_array_elements_text(w.spec -> 'exclude')) END AS exclude,
         w.spec ->> 'when' AS "when", (w.spec -> 'old')::boolean AS old, w.spec ->> 'tier' AS tier,
         w.spec ->> 'per' AS per, (w.spec ->> 'bulk_limit')::integer AS bulk_limit,
-        socketio_pg.watch_failures(w.spec ->> 'counter') AS failures
+        socketio_pg.watch_failures(w.spec ->> 'counter') AS failures, failed.error AS last_error,
+        failed.failed_at AS last_error_at
     FROM (
         SELECT t.relation, t.spec, array_agg(t.operation ORDER BY
             array_position('{INSERT,UPDATE,DELETE,TRUNCATE}', t.operation)) AS operations
         FROM socketio_pg.watch_triggers AS t GROUP BY t.relation, t.spec
-    ) AS w JOIN pg_catalog.pg_class AS c ON c.oid = w.relation JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace;
+    ) AS w JOIN pg_catalog.pg_class AS c ON c.oid = w.relation JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN LATERAL (
+        SELECT f.error, f.failed_at FROM socketio_pg.watch_failure AS f
+        WHERE f.counter = w.spec ->> 'counter' AND f.error IS NOT NULL ORDER BY f.failed_at DESC LIMIT 1
+    ) AS failed ON true;
 
 -- Stops watching a table on one channel, or on all. Returns the number of watches that were removed.
 CREATE OR REPLACE FUNCTION socketio_pg.unwatch(tbl regclass, channel text DEFAULT NULL) RETURNS integer

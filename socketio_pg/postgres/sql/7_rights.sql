@@ -89,6 +89,9 @@ BEGIN
             EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE socketio_pg.trim_number TO %s', found.role);
             EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.trimmed_together(text, bigint),
                 socketio_pg.note_trim(bigint) TO %s', found.role);
+            EXECUTE format('GRANT SELECT ON socketio_pg.watches, socketio_pg.watch_triggers TO %s', found.role);
+            EXECUTE format('GRANT EXECUTE ON FUNCTION socketio_pg.trigger_spec(bytea), socketio_pg.watch_failures(text) TO %s',
+                found.role);
             CONTINUE WHEN before = 6;
             EXECUTE format('GRANT SELECT, UPDATE, DELETE ON socketio_pg.published TO %s', found.role);
             EXECUTE format('GRANT SELECT ON socketio_pg.consumers TO %s', found.role);
