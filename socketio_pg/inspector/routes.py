@@ -33,6 +33,8 @@ Getter = Callable[[], dict[str, Any]]
 Poster = Callable[[dict[str, Any]], dict[str, Any] | Response]
 
 FILES = STATIC / "inspector"
+#: Files of the other pages that the page uses, too.
+SHARED = ("page.css", "sql.js", "favicon.svg")
 #: The page runs no script, and loads no file, but its own: no inline ones either.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
@@ -137,7 +139,7 @@ def create_inspector_blueprint(
         return _file(name)
 
     def _file(name: str) -> Response:
-        response = send_from_directory(FILES, name)
+        response = send_from_directory(STATIC if name in SHARED else FILES, name)
         response.headers["Cache-Control"] = "no-cache"
         return response
 
@@ -174,7 +176,12 @@ def create_inspector_blueprint(
         add_security_headers(response)
         return close_if_unread(response)
 
+    def link() -> Response:
+        return add_security_headers(Response("export const hasInspector = true;\n", mimetype="text/javascript"))
+
     blueprint.after_request(complete)
+    # For the link of the playground: the file of this name says false.
+    blueprint.record(lambda state: state.app.add_url_rule("/static/inspector_link.js", "inspector_link", link))
     return blueprint
 
 

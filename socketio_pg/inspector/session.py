@@ -3,7 +3,7 @@
 from datetime import datetime, timezone
 from typing import Any
 
-from flask import Response, request
+from flask import Response, current_app, request
 
 from socketio_pg.core.errors import InvalidRequestError, UnauthorizedError
 from socketio_pg.core.messages import WireJSON
@@ -15,6 +15,9 @@ from socketio_pg.version import __version__
 
 #: The maximum length of a token, in characters: as `access/tokens` accepts.
 MAX_TOKEN = 16_384
+
+#: The other pages, for the navigation → an endpoint of each.
+_PAGES = {"playground": "socketio_pg.socket_test", "demos": "socketio_pg_demo.index"}
 
 
 class SessionApi:
@@ -78,6 +81,7 @@ class SessionApi:
             "name": None if found is None else found.name,
             "until": None if found is None else found.until,
             "sign_in": self._access.ways,
+            "pages": {name: endpoint in current_app.view_functions for name, endpoint in _PAGES.items()},
             "version": __version__,
         } | ({} if found is None else {"node": own.name, "worker": own.worker})
 

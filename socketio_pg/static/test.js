@@ -6,6 +6,7 @@
 import { loadClient } from "./client.js";
 import { firstChannels, hasDemos } from "./demos.js";
 import { outageBanner } from "./health.js";
+import { hasInspector } from "./inspector_link.js";
 import { MessageLog, clock, hue, timeOfDay } from "./log.js";
 import { warnIfOpen } from "./open.js";
 import { Subscriptions } from "./socketio_pg.js";
@@ -552,7 +553,9 @@ beside.addEventListener("change", arrange);
 summary.addEventListener("click", (event) => { if (beside.matches) event.preventDefault(); });
 arrange();
 
-$(".pages").hidden = !hasDemos;
+const pages = { demos: hasDemos, inspector: hasInspector };
+for (const link of document.querySelectorAll(".pages [data-page]")) link.hidden = !pages[link.dataset.page];
+$(".pages").hidden = !Object.values(pages).includes(true);
 for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
 showSql();
 const named = new URLSearchParams(location.search).get("channels");

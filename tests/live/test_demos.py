@@ -306,6 +306,7 @@ PAGES = {
     "/demo/map.html": "Map",
     "/demo/chat.html": "Chat",
     "/demo/votes": "Votes",
+    "/inspector/": "Inspector",
 }
 
 #: Returns the scrollable elements that the keyboard does not reach, or that have no role or no name.
@@ -333,7 +334,7 @@ def test_each_page_has_one_name_fits_a_phone_and_is_accessible(log: Log, chromiu
             expect(page).to_have_title(f"{name} · socketio_pg")
             expect(page.get_by_role("heading", level=1)).to_have_text(name)
             links = page.get_by_role("navigation", name="Pages").get_by_role("link")
-            expect(links).to_have_text(["Playground", "Demos", "Orders", "Map", "Chat", "Votes"])
+            expect(links).to_have_text(["Playground", "Demos", "Orders", "Map", "Chat", "Votes", "Inspector"])
             expect(links.and_(page.locator("[aria-current=page]"))).to_have_text([name])
             expect(page.locator("#status")).to_have_attribute("data-state", "connected")
             if name in ("Orders", "Map"):
