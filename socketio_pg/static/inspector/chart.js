@@ -49,6 +49,7 @@ export class Chart {
       this.#lines.push(svg("path", { class: `line series-${index}` }));
     }
     this.#title.id = `${id}-title`;
+    this.#title.textContent = `${name}: no figures yet`;
     this.#drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-labelledby": `${id}-title` },
       this.#title, svg("line", { class: "base", x1: 0, x2: WIDTH, y1: HEIGHT - 0.5, y2: HEIGHT - 0.5 }),
       ...this.#areas.slice(0, 1), ...[...this.#lines].reverse(), this.#cross);

@@ -89,7 +89,8 @@ live.addEventListener("now", ({ detail }) => {
   showStatus();
 });
 live.addEventListener("now_error", ({ detail }) => {
-  if (detail.code === "unreachable") notice("server", ["error", h("strong", { text: "The server does not answer." }),
+  if (detail.code === "unauthorized") return;
+  notice("server", ["error", h("strong", { text: detail.message }),
     lastFigures ? ` The figures are those of ${time(lastFigures)}. This page asks again every few seconds.` : " This page asks again every few seconds."]);
   showStatus();
 });
