@@ -75,7 +75,7 @@ def test_token_signs_in_with_a_cookie_for_the_api_only(server: ServerProcess) ->
     # The browser takes the folder of the address, whose prefix the server may not know.
     assert "Path" not in header
     assert "Secure" not in header
-    [cookie] = page.session.cookies
+    [cookie] = list[Any](page.session.cookies)
     assert cookie.path == "/inspector/api"
     assert page.do("ticket")["seconds"] == 30
     assert not page.do("logout")["signed_in"]
