@@ -41,6 +41,7 @@ from socketio_pg.gateway.process_health import ProcessHealth
 from socketio_pg.gateway.restoring import Restoring
 from socketio_pg.inspector.access import InspectorAccess
 from socketio_pg.inspector.everywhere import Everywhere
+from socketio_pg.inspector.figures import Sources
 from socketio_pg.inspector.inspector import Inspector
 from socketio_pg.inspector.namespace import NAMESPACE
 from socketio_pg.inspector.passes import Passes
@@ -357,7 +358,26 @@ class Parts:
             app.register_blueprint(create_off_blueprint())
         else:
             self.inspector = Inspector(
-                settings, app, inspector_access, passes, Everywhere(self.bus), self.start, max_bytes
+                settings,
+                app,
+                inspector_access,
+                passes,
+                Everywhere(self.bus),
+                Sources(
+                    server,
+                    self.streams.connections,
+                    self.pubsub,
+                    self.relay,
+                    self.backlog,
+                    self._admission,
+                    self.health,
+                    lambda: cluster.workers_listener or self.pubsub.listener,
+                    lambda: self._leads,
+                ),
+                self.access.sessions,
+                delivery,
+                self.start,
+                max_bytes,
             )
 
     def start(self, addresses: Sequence[str] = ()) -> None:

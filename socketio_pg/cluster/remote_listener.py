@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -132,6 +132,11 @@ class RemoteListener:
     def connections(self) -> int:
         """The number of connections to the database: none."""
         return 0
+
+    @property
+    def backends(self) -> Mapping[int, int]:
+        """Its connections to the database: none."""
+        return {}
 
     def start(self) -> None:
         """Start the green thread. Call it after any fork, in the process that listens. Idempotent."""

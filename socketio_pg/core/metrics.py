@@ -248,6 +248,12 @@ fan_out = FanOut()
 REGISTRY.register(fan_out)
 
 
+def total(metric: Counter | Histogram) -> float:
+    """Return the value of a counter, or the sum of what a histogram has observed, over all labels."""
+    [family] = metric.collect()
+    return sum(sample.value for sample in family.samples if sample.name.endswith(("_total", "_sum")))
+
+
 def render(*more: CollectorRegistry) -> tuple[bytes, str]:
     """Return all metrics, including those of ``more`` registries, as text, and the content type."""
     return as_text(REGISTRY, *more)

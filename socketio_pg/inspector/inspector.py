@@ -4,9 +4,18 @@ from collections.abc import Callable
 
 from flask import Flask
 
+from socketio_pg.access.sessions import Sessions
 from socketio_pg.core.config import Settings
+from socketio_pg.gateway.delivery import Delivery
 from socketio_pg.inspector.access import InspectorAccess
+from socketio_pg.inspector.clock import Clock
+from socketio_pg.inspector.database import DatabaseFigures
 from socketio_pg.inspector.everywhere import Everywhere
+from socketio_pg.inspector.figures import Figures, Sources
+from socketio_pg.inspector.filters import FilterApi
+from socketio_pg.inspector.latency import Sent
+from socketio_pg.inspector.namespace import InspectorNamespace
+from socketio_pg.inspector.now import Now
 from socketio_pg.inspector.passes import Passes
 from socketio_pg.inspector.routes import Part, create_inspector_blueprint
 from socketio_pg.inspector.session import SessionApi
@@ -22,16 +31,33 @@ class Inspector:
         access: InspectorAccess,
         passes: Passes,
         everywhere: Everywhere,
+        sources: Sources,
+        sessions: Sessions,
+        delivery: Delivery,
         start_server: Callable[[], None],
         max_bytes: int,
     ) -> None:
+        pubsub, sent = sources.pubsub, Sent()
+        clock = Clock(pubsub.database)
+        self._figures = Figures(sources, clock, sent)
+        self._database = DatabaseFigures(pubsub.database, settings.log_retention, settings.log_max_messages)
+        now = Now(everywhere, self._figures, self._database, clock)
+        self._namespace = InspectorNamespace(
+            sources.server, sessions, delivery, pubsub, access, now, sent, start_server
+        )
         parts: list[Part] = [
             SessionApi(access, passes, everywhere),
+            now,
+            FilterApi(),
         ]
         app.register_blueprint(create_inspector_blueprint(access, parts, start_server, max_bytes))
 
     def start(self) -> None:
-        """Start the samples. Call it after the fork."""
+        """Start to take samples. Call it after the fork."""
+        self._figures.start()
 
     def stop(self) -> None:
         """Stop all green threads."""
+        self._figures.stop()
+        self._database.stop()
+        self._namespace.stop()

@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol, TypeAlias
@@ -84,6 +84,10 @@ class ChannelListener(Protocol):
     @property
     def connections(self) -> int:
         """The number of its connections to the database."""
+
+    @property
+    def backends(self) -> Mapping[int, int]:
+        """PostgreSQL's process id of each connection that is up → the number of channels that it listens to."""
 
     def start(self) -> None:
         """Start its green thread. Call it after any fork."""
@@ -162,6 +166,8 @@ class Listener:
         self._problem = Problem("not started")
         #: True until it is ready, or has failed, for the first time since :meth:`start`.
         self.opening = True
+        #: PostgreSQL's process id of the connection; None without one.
+        self.backend: int | None = None
 
     # -- called by other green threads; nothing here uses the connection -------------------------------------------
 
@@ -179,6 +185,11 @@ class Listener:
     def heard(self) -> datetime:
         """The time up to which it has certainly missed nothing."""
         return self._heard
+
+    @property
+    def listening(self) -> int:
+        """The number of channels that the connection listens to."""
+        return len(self._listening)
 
     def start(self) -> None:
         """Start the green thread. Call it after any fork, in the process that listens."""
@@ -259,6 +270,7 @@ class Listener:
                 logger.log(logging.WARNING if reported else logging.INFO, "listening on %s", self._database)
                 backoff.reset()
                 reported.clear()
+                self.backend = connection.info.backend_pid
                 self._serve(connection, waker)
             except DatabaseError as error:
                 if connection is not None:
@@ -272,6 +284,7 @@ class Listener:
                 self._lost(error)
                 logger.exception("the listener failed; retrying")
             finally:
+                self.backend = None
                 if connection is not None:
                     connection.close()
             green.sleep(backoff.next())

@@ -5,6 +5,7 @@ With more than :attr:`Listeners.max_channels` channels that is not so between ch
 """
 
 import logging
+from collections.abc import Mapping
 from datetime import datetime
 
 from socketio_pg.core import green
@@ -74,6 +75,11 @@ class Listeners:
     def connections(self) -> int:
         """The number of connections, including those that are being opened."""
         return len(self._channels)
+
+    @property
+    def backends(self) -> Mapping[int, int]:
+        """PostgreSQL's process id of each connection that is up → the number of channels that it listens to."""
+        return {one.backend: one.listening for one in self._channels if one.backend is not None}
 
     def start(self) -> None:
         """Start the green threads. Call it after any fork, in the process that listens."""

@@ -21,6 +21,8 @@ class Hub:
     def __init__(self) -> None:
         self._channels: dict[str, set[Hashable]] = {}
         self._subscribers: dict[Hashable, set[str]] = {}
+        #: The number of subscriptions of all subscribers.
+        self.subscription_count = 0
         #: Those of the channels' names that are patterns, and those of each subscriber.
         self.patterns = Patterns()
         self._patterns_of: dict[Hashable, set[str]] = {}
@@ -54,9 +56,12 @@ class Hub:
         disconnected, and must leave nothing behind.
         """
         try:
-            self._subscribers[subscriber].add(channel)
+            channels = self._subscribers[subscriber]
         except KeyError:
             raise UnknownSubscriberError(subscriber) from None
+        if channel not in channels:
+            channels.add(channel)
+            self.subscription_count += 1
         members = self._channels.setdefault(channel, set())
         members.add(subscriber)
         if is_pattern(channel):
@@ -259,6 +264,7 @@ class Hub:
         return len(self._subscribers)
 
     def _leave(self, subscriber: Hashable, channel: str) -> bool:
+        self.subscription_count -= 1
         self.release(subscriber, channel)
         self._drop_filter(subscriber, channel)
         self._drop_strings(subscriber, channel)

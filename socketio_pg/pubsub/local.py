@@ -78,6 +78,8 @@ class LocalSubscription:
         #: Set when the replay has caught up with the live messages, or there is none.
         self.live = green.Event()
         self.ended = False
+        #: Called between two pages of the replay; may wait until the receiver has room.
+        self.pace: Callable[[], object] = green.sleep
         self._receiver = receiver
         self.filter = filter
         self._log = log
@@ -141,6 +143,9 @@ class LocalSubscriptions:
     def __bool__(self) -> bool:
         return bool(self._of_channel)
 
+    def __len__(self) -> int:
+        return sum(map(len, self._of_channel.values()))
+
     def add(self, subscription: LocalSubscription) -> None:
         self._of_channel.setdefault(subscription.channel, []).append(subscription)
 
@@ -191,7 +196,7 @@ class LocalReplay:
                     return
                 if step is Step.AHEAD:
                     self._replay.replay.wait_moved()
-                green.sleep()
+                self._subscription.pace()
         finally:
             self._running = False
 

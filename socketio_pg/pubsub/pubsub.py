@@ -262,6 +262,23 @@ class PubSub:
         """Like :meth:`subscribe`, with a receiver that gets messages whose payload is not parsed."""
         return self._subscribe(validate_channel(channel), receiver, since=since, history=history, filter=filter)
 
+    def subscribe_paced(
+        self,
+        name: str,
+        receiver: Receiver,
+        pace: Callable[[], object],
+        *,
+        since: Since | None = None,
+        history: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> LocalSubscription:
+        """Like :meth:`subscribe_receiver`, to a channel or a pattern.
+
+        ``pace()`` is called between two pages of the replay, and may wait until the receiver has room.
+        """
+        validated = validate_pattern(name) if is_pattern(name) else validate_channel(name)
+        return self._subscribe(validated, receiver, since=since, history=history, filter=filter, pace=pace)
+
     def _subscribe(
         self,
         channel: str,
@@ -270,10 +287,12 @@ class PubSub:
         since: Since | None,
         history: int | None,
         filter: Mapping[str, Any] | None,
+        pace: Callable[[], object] = green.sleep,
     ) -> LocalSubscription:
         self._home.require("PubSub.subscribe()")
         start = requested_start({"since": since, "history": history})
         subscription = LocalSubscription(channel, receiver, parse_filter(filter), self.log)
+        subscription.pace = pace
         self.hub.add(subscription)
         try:
             self.join(subscription, channel)
@@ -371,6 +390,11 @@ class PubSub:
     def flush(self, seconds: float) -> None:
         """Wait until all publications so far are committed or refused, at most ``seconds``."""
         self._publisher.flush(seconds)
+
+    @property
+    def local_count(self) -> int:
+        """The number of this program's own subscriptions, each of which is a subscriber of the hub."""
+        return len(self._local)
 
     # -- read the log --------------------------------------------------------------------------------------------------
 

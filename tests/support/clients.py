@@ -55,6 +55,7 @@ class SocketClient:
     ``wait``: retry until the server is reachable.
     """
 
+    NAMESPACE = "/"
     EVENTS: tuple[str, ...] = (
         "server_hello",
         "subscribed",
@@ -86,9 +87,15 @@ class SocketClient:
         options = {"reconnection_delay": 0.1, "reconnection_delay_max": 0.5} | options
         self.io = _InOrderClient(**options)
         for name in self.EVENTS:
-            self.io.on(name, self._recorder(name))
+            self.io.on(name, self._recorder(name), namespace=self.NAMESPACE)
         self.io.connect(
-            url, transports=list(transports), wait_timeout=PATIENCE, retry=wait, auth=auth, headers=headers or {}
+            url,
+            transports=list(transports),
+            wait_timeout=PATIENCE,
+            retry=wait,
+            auth=auth,
+            headers=headers or {},
+            namespaces=[self.NAMESPACE],
         )
 
     def next(self, event: str, seconds: float = PATIENCE) -> Any:
@@ -104,7 +111,7 @@ class SocketClient:
 
     def call(self, event: str, argument: Any = None, seconds: float = PATIENCE) -> Any:
         """Send ``event``. Return its acknowledgement."""
-        return self.io.call(event, argument, timeout=seconds)
+        return self.io.call(event, argument, namespace=self.NAMESPACE, timeout=seconds)
 
     def subscribe(self, channel: str) -> None:
         answer = self.call("subscribe", {"channel": channel})

@@ -4,6 +4,7 @@ from typing import Any
 
 import requests
 
+from tests.support.clients import SocketClient
 from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
@@ -50,3 +51,24 @@ def _read(answer: requests.Response) -> dict[str, Any]:
 def refused(answer: requests.Response) -> tuple[int, str]:
     """Return status and code of an answer that is an error."""
     return answer.status_code, answer.json()["error"]["code"]
+
+
+class InspectorClient(SocketClient):
+    """A client of the namespace /inspector."""
+
+    NAMESPACE = "/inspector"
+    EVENTS = (
+        "now", "tail", "tail_gap", "tail_live", "tail_waiting", "error", "connect", "disconnect", "connect_error",
+    )  # fmt: skip
+
+    def do(self, event: str, **request: Any) -> dict[str, Any]:
+        """Send an event that must succeed. Return its acknowledgement."""
+        answer: dict[str, Any] = self.call(event, request)
+        assert answer["ok"], answer
+        return answer
+
+    def refusal(self, event: str, **request: Any) -> str:
+        """Send an event that must be refused. Return the code of the error."""
+        answer = self.call(event, request)
+        assert not answer["ok"], answer
+        return str(answer["error"]["code"])
