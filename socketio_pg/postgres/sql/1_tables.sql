@@ -245,8 +245,15 @@ CREATE TABLE IF NOT EXISTS socketio_pg.watch_failure (
     error     text,
     failed_at timestamptz
 );
--- Of an older version.
-ALTER TABLE socketio_pg.watch_failure ADD COLUMN IF NOT EXISTS error text, ADD COLUMN IF NOT EXISTS failed_at timestamptz;
+-- As for the log.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'socketio_pg.watch_failure'::regclass AND attname = 'error'
+    ) THEN
+        ALTER TABLE socketio_pg.watch_failure ADD COLUMN error text, ADD COLUMN failed_at timestamptz;
+    END IF;
+END $$;
 
 CREATE TABLE IF NOT EXISTS socketio_pg.schema_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
