@@ -18,11 +18,16 @@ from tests.support.server import ServerProcess
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
+def chromium_path() -> str:
     names = ["chromium", "chromium-browser", "google-chrome"]
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if not path:
         missing("the browser's tests", "install Chromium (apt install chromium), or set CHROMIUM to its path")
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium(chromium_path: str) -> Iterator[Browser]:
     if not CLIENT_FILE.exists():
         missing("the browser's tests", "fetch the page's Socket.IO client: npm ci && npm run vendor")
     arguments = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -31,7 +36,7 @@ def chromium() -> Iterator[Browser]:
         arguments.append("--no-sandbox")  # Chromium refuses to start as root otherwise
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=arguments)
         yield browser
         browser.close()
 
