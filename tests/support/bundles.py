@@ -1,5 +1,6 @@
 """Pages made of TypeScript: bundles them with the built package, and serves them from an origin of their own."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -16,10 +17,22 @@ PACKAGE = ROOT / "js"
 _MODULES = PACKAGE / "node_modules"
 
 
+def build_package() -> None:
+    """Compile the package into ``js/dist``, unless that is newer than its source. Other processes wait."""
+    if shutil.which("node") is None or not (_MODULES / "react").exists():
+        missing("the tests of the package for browsers", "install Node, then `make setup`")
+    with (PACKAGE / "tsconfig.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = PACKAGE / "dist" / "index.js"
+        sources = [*(PACKAGE / "src").iterdir(), PACKAGE / "tsconfig.json"]
+        if not made.exists() or made.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+            subprocess.run(["node", _MODULES / "typescript" / "bin" / "tsc", "-p", PACKAGE], check=True)
+            made.touch()
+
+
 def bundle(entry: Path, target: Path, *options: str) -> None:
     """Bundle a file with esbuild into the folder ``target``, as an application would that has installed the package."""
-    if shutil.which("node") is None or not (_MODULES / "react").exists():
-        missing("the tests of React", "install Node, then `make setup`")
+    build_package()
     with tempfile.TemporaryDirectory() as installed:
         (Path(installed) / "socketio-pg").symlink_to(PACKAGE)
         subprocess.run(

@@ -14,7 +14,7 @@ net.Socket.prototype.connect = function counted(this: net.Socket, ...values: any
 } as typeof connect;
 
 const [url, props] = process.argv.slice(2);
-const client = createClient(url!, { token: () => "none" });
+const client = createClient(url!, { token: () => "none", socket: { autoConnect: false } });
 const html = renderToString(<StrictMode><App client={client} {...JSON.parse(props!)} /></StrictMode>);
 // A connection would be opened after the rendering at the latest.
 setTimeout(() => console.log(JSON.stringify({ html, connections })), 200);
