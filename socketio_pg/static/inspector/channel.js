@@ -173,11 +173,16 @@ export function showChannel(root, inspector, name) {
       showState("ended");
       return;
     }
-    let since = null;
+    filter.input.disabled = true;
+    filter.input.placeholder = "A filter needs the Socket.IO client";
+    const { since: place } = start.request(epoch);
+    let since = place ? (place.epoch ? `${place.epoch}:${place.position}` : place) : null;
     showState("live");
+    let isFirst = true;
     polling = repeat(async (signal) => {
       const answer = await get("channel/history", { name, text: 1, limit: HISTORY, since }, { signal });
-      list.add(answer.messages.map((message) => ({ ...message, replayed: since === null })));
+      list.add(answer.messages.map((message) => ({ ...message, replayed: isFirst })));
+      isFirst = false;
       since = answer.next ?? since;
       epoch = answer.epoch ?? epoch;
       problem = "";

@@ -118,14 +118,20 @@ function subscription({ channel, pattern, table, filter }) {
     filter ? h("code", { class: "filter-text", text: JSON.stringify(filter) }) : null);
 }
 
+/** What is known of: messages per second, bytes per second, bytes in all. */
+function flow(messages, rate, total) {
+  const known = (value) => value !== null && value !== undefined;
+  return [known(messages) ? `${short(messages)} messages/s` : "", known(rate) ? `${bytes(rate)}/s` : "", known(total) ? `${bytes(total)} in all` : ""].filter(Boolean).join(", ") || "–";
+}
+
 function showFacts(list, client) {
   const facts = [
     ["Address", client.address ?? "–"],
     ["Transport", client.namespace && client.namespace !== "/" ? `${client.transport}, namespace ${client.namespace}` : client.transport],
     ["Connected", `${age(Date.now() / 1000 - client.since)}, since ${time(client.since * 1000)}`],
     ["Process", where(client)],
-    ["In", `${short(client.messages_in)} messages/s, ${bytes(client.bytes_in)}/s, ${bytes(client.total_in)} in all`],
-    ["Out", `${bytes(client.bytes_out)}/s, ${bytes(client.total_out)} in all`],
+    ["In", flow(client.messages_in, client.bytes_in, client.total_in)],
+    ["Out", flow(client.messages_out, client.bytes_out, client.total_out)],
     ["Send buffer", `${bytes(client.buffered)}${client.stuck > 1 ? `, accepts nothing for ${seconds(client.stuck)}` : ""}`],
     ["Replay", client.replay_lag ? `${plural(client.replay_lag, "message")} behind` : "up to date"],
     ["Round trip", client.round_trip === null || client.round_trip === undefined ? "–" : `${short(client.round_trip * 1000)} ms`],

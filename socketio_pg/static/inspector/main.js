@@ -106,10 +106,10 @@ function showStatus() {
     connecting: ["connecting", "Connecting…"],
     connected: ["connected", "Live"],
     reconnecting: ["reconnecting", "Reconnecting…"],
-    polling: ["connected", "Polling"],
+    polling: ["degraded", "Polling"],
     closed: ["disconnected", "Signed out"],
   }[live.state];
-  const isDown = database?.reachable === false && (state === "connected");
+  const isDown = database?.reachable === false && ["connected", "polling"].includes(live.state);
   $("#status").dataset.state = isDown ? "degraded" : state;
   setText($("#status-text"), isDown ? "Database unreachable" : text);
 }
@@ -156,8 +156,8 @@ function showSession() {
   for (const link of document.querySelectorAll(".pages [data-page]")) link.hidden = !pages[link.dataset.page];
   $(".pages").hidden = !Object.values(pages).includes(true);
   $(".views").hidden = !isIn;
-  $("#identity").hidden = !isIn;
   setText($("#identity"), !isIn ? "" : [name ?? (by === "development" ? "development" : ""), mayAct ? "" : "read-only"].filter(Boolean).join(" · "));
+  $("#identity").hidden = !$("#identity").textContent;
   $("#identity").title = until ? `signed in until ${time(until * 1000)}` : "this machine needs no token while DEBUG is on";
   $("#sign-out").hidden = !isIn || by === "development";
 }
