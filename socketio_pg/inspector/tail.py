@@ -92,8 +92,10 @@ class Tail:
         body = message.to_wire() | dict(extra)
         body["received_at"] = round(time.time(), 3)
         body["bytes"] = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        # As text: a browser that parses the payload with the event would round integers above 2^53.
+        del body["payload"]
+        body["text"] = text
         if len(text) > MAX_PAYLOAD:
-            del body["payload"]
             body |= {"cut": True, "text": text[:BEGINNING]}
         self._add("tail", body, min(len(text), BEGINNING if len(text) > MAX_PAYLOAD else len(text)) + 200)
         self._messages += 1

@@ -1,6 +1,7 @@
 """The inspector's figures and live messages: on two nodes, one of them with two workers, and with the database down."""
 
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -150,7 +151,7 @@ def test_session_of_the_namespace_ends_with_the_sign_in(nodes: Nodes) -> None:
 def _payloads(client: InspectorClient, count: int) -> list[Any]:
     found: list[Any] = []
     while len(found) < count:
-        found += [message["payload"] for message in client.next("tail")["messages"]]
+        found += [json.loads(message["text"]) for message in client.next("tail")["messages"]]
     return found
 
 
@@ -201,10 +202,12 @@ def test_paused_tail_keeps_a_thousand_and_counts_the_others(nodes: Nodes) -> Non
         until(lambda: client.next("tail_waiting")["dropped"] == 500, "1,500 messages have arrived")
         assert client.do("tail_pause", paused=False)["waiting"] == 1000
         batches = [client.next("tail")]
-        while batches[-1]["messages"][-1]["payload"] != [1500, ""]:
+        while json.loads(batches[-1]["messages"][-1]["text"]) != [1500, ""]:
             batches.append(client.next("tail"))
         assert [batch["dropped"] for batch in batches] == [500] + [0] * (len(batches) - 1)
-        assert [message["payload"][0] for batch in batches for message in batch["messages"]] == [*range(501, 1501)]
+        assert [json.loads(message["text"])[0] for batch in batches for message in batch["messages"]] == [
+            *range(501, 1501)
+        ]
         # A replay is not dropped: it goes as fast as the client takes it.
         client.do("tail", channel="busy", since=f"{started['epoch']}:{started['position']}")
         assert [payload[0] for payload in _payloads(client, 1500)] == [*range(1, 1501)]
