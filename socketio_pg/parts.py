@@ -43,6 +43,7 @@ from socketio_pg.inspector.access import InspectorAccess
 from socketio_pg.inspector.everywhere import Everywhere
 from socketio_pg.inspector.figures import Sources
 from socketio_pg.inspector.inspector import Inspector
+from socketio_pg.inspector.lists import Lists
 from socketio_pg.inspector.namespace import NAMESPACE
 from socketio_pg.inspector.passes import Passes
 from socketio_pg.inspector.routes import create_off_blueprint
@@ -376,6 +377,7 @@ class Parts:
                 ),
                 self.access.sessions,
                 delivery,
+                Lists(settings, self.pubsub, self.access, self.control, self.presence),
                 self.start,
                 max_bytes,
             )

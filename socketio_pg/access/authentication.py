@@ -37,6 +37,11 @@ class Authenticator:
             raise ConfigurationError("AUTHORIZATION=claims needs claims: set AUTH and a key.")
         self._warn(settings)
 
+    @property
+    def has_hook(self) -> bool:
+        """Whether the application authenticates clients itself."""
+        return self._hook is not None
+
     def _warn(self, settings: Settings) -> None:
         has_key = bool(settings.jwt_secret or settings.jwt_public_key or settings.jwks_url)
         if self._hook is not None and has_key and self.mode != "off":

@@ -79,6 +79,10 @@ class Explainer:
         """The roles that clients may have."""
         return sorted(self._permissions.roles)
 
+    def role_of(self, claims: Claims | None) -> str | None:
+        """Return the role of a client with AUTHORIZATION=rls, whether it is allowed or not; None without one."""
+        return self._permissions.named_role(None if self._authenticator.mode == "off" else claims)
+
     def policies(self) -> list[Policy]:
         """Return all policies; none unless AUTHORIZATION=rls. May wait, and raises as :class:`PolicyDetails`."""
         return self._details.read() if self._settings.authorization == "rls" else []

@@ -138,7 +138,7 @@ class Permissions:
 
     def role(self, claims: Claims | None) -> str:
         """Return the role of a client with AUTHORIZATION=rls. Raises :class:`ForbiddenError`."""
-        role = self._role(claims)
+        role = self.named_role(claims)
         if role is None or role not in self.roles:
             raise ForbiddenError("the client has no role in ALLOWED_ROLES, and there is no ANONYMOUS_ROLE for it")
         return role
@@ -243,14 +243,14 @@ class Permissions:
         question = self._question(claims, action, channel)
         if isinstance(question, Question):
             return Decision("policies", question=question)
-        named = self._role(claims) is not None
+        named = self.named_role(claims) is not None
         return Decision("ALLOWED_ROLES" if named or claims is not None else "ANONYMOUS_ROLE", question)
 
     def _question(self, claims: Claims | None, action: Action, channel: str) -> Question | str | None:
         """Return the question for the policies, or the reason for a refusal without them; None without rls."""
         if self._settings.authorization != "rls":
             return None
-        role = self._role(claims)
+        role = self.named_role(claims)
         if role is None:
             return "the token names no role" if claims is not None else "anonymous clients have no role"
         if role not in self.roles:
@@ -261,7 +261,7 @@ class Permissions:
         complete = {**(claims.claims if claims is not None else {}), "role": role}
         return Question(action, role, json.dumps(complete, separators=(",", ":")), channel)
 
-    def _role(self, claims: Claims | None) -> str | None:
+    def named_role(self, claims: Claims | None) -> str | None:
         """Return the role that a client has with AUTHORIZATION=rls, whether it is allowed or not; None without one."""
         named = None if claims is None else claims.claims.get(self._settings.jwt_role_claim)
         if named is None:

@@ -1,17 +1,14 @@
 """The command ``token``: creates a JWT for development."""
 
-import time
 from typing import Any
 
 import click
-import jwt
 import orjson
 
-from socketio_pg.access.tokens import HMAC_ALGORITHMS
+from socketio_pg.access.signing import completed, sign, signing_key
 from socketio_pg.cli.command import as_seconds, examples
 from socketio_pg.cli.terminal import tell
-from socketio_pg.core import config, loading
-from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core import loading
 
 
 @click.command(
@@ -52,41 +49,17 @@ def token(
     JWT_AUDIENCE.
     """
     settings = loading.load()
-    key, algorithm = _key(settings, secret)
-    now = int(time.time())
-    claims: dict[str, Any] = {"sub": sub, "iat": now, "exp": now + int(expires)}
-    if settings.jwt_issuer is not None:
-        claims["iss"] = settings.jwt_issuer
-    if settings.jwt_audience:
-        claims["aud"] = settings.jwt_audience[0]
+    key, algorithm = signing_key(settings, secret)
+    claims: dict[str, Any] = {"sub": sub}
     if role is not None:
         claims[settings.jwt_role_claim] = role
     for name, patterns in (("subscribe", subscribe), ("publish", publish)):
         if patterns:
             claims[name] = list(patterns)
     claims |= dict(_parse_claim(text) for text in claim)
-    signed = jwt.encode(claims, key, algorithm)
+    signed = sign(completed(settings, claims, expires), key, algorithm)
     tell("For development only: anyone with this token can act as this client until it expires.", error=True)
     click.echo(signed)
-
-
-def _key(settings: config.Settings, secret: str | None) -> tuple[str, str]:
-    """Return the secret and an algorithm that a server accepts with it."""
-    key = secret or settings.jwt_secret
-    if key is None:
-        public = settings.jwt_public_key or settings.jwks_url
-        raise ConfigurationError(
-            "only public keys are configured, which cannot sign: get tokens from your issuer."
-            if public
-            else "no secret to sign with: set JWT_SECRET (openssl rand -hex 32), or use --secret."
-        )
-    accepted = [name for name in settings.jwt_algorithms or ("HS256",) if name in HMAC_ALGORITHMS]
-    if not accepted:
-        raise ConfigurationError("JWT_ALGORITHMS has no HMAC algorithm like HS256: servers would reject the token.")
-    min_bytes = HMAC_ALGORITHMS[accepted[0]]
-    if len(key.encode()) < min_bytes:
-        raise ConfigurationError(f"the secret has {len(key.encode())} bytes; {accepted[0]} needs at least {min_bytes}.")
-    return key, accepted[0]
 
 
 def _parse_claim(text: str) -> tuple[str, Any]:

@@ -12,8 +12,11 @@ from socketio_pg.doctor.findings import Finding, error, warning
 from socketio_pg.postgres.database import Database, session, wait_green
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Run all checks and yield each finding immediately. The checks are independent of one another."""
+def examine(settings: Settings, serving: Database | None = None) -> Iterator[Finding]:
+    """Run all checks and yield each finding immediately. The checks are independent of one another.
+
+    ``serving``: the database of the running server that asks, whose port is in use.
+    """
     yield from checks_names.names(loading.given())
     yield from checks_settings.configuration(settings)
     yield from checks_settings.safety(settings)
@@ -23,13 +26,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from checks_settings.drivers(os.environ)
     yield from checks_settings.workers(settings, os.environ)
     yield from checks_settings.descriptors(settings)
-    yield from checks_settings.port(settings)
-    if settings.database_url is None:
-        if not settings.debug:
-            yield error("database", "no database is configured", NO_DATABASE_REMEDY)
-        return
-    wait_green()
-    database = Database(settings.database_url, settings.listen_database_url, settings.schema_owner)
+    if serving is None:
+        yield from checks_settings.port(settings)
+        if settings.database_url is None:
+            if not settings.debug:
+                yield error("database", "no database is configured", NO_DATABASE_REMEDY)
+            return
+        wait_green()
+    database = serving or _database(settings)
     try:
         with session(database, "doctor") as connection:
             yield from _examine_database(settings, database, connection)
@@ -38,6 +42,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
             "database", str(unavailable),
             "start PostgreSQL, or correct DATABASE_URL; a firewall or pg_hba.conf may block the connection",
         )  # fmt: skip
+
+
+def _database(settings: Settings) -> Database:
+    assert settings.database_url is not None
+    return Database(settings.database_url, settings.listen_database_url, settings.schema_owner)
 
 
 def _examine_database(settings: Settings, database: Database, connection: Any) -> Iterator[Finding]:

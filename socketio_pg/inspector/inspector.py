@@ -14,6 +14,7 @@ from socketio_pg.inspector.everywhere import Everywhere
 from socketio_pg.inspector.figures import Figures, Sources
 from socketio_pg.inspector.filters import FilterApi
 from socketio_pg.inspector.latency import Sent
+from socketio_pg.inspector.lists import Lists
 from socketio_pg.inspector.namespace import InspectorNamespace
 from socketio_pg.inspector.now import Now
 from socketio_pg.inspector.passes import Passes
@@ -34,6 +35,7 @@ class Inspector:
         sources: Sources,
         sessions: Sessions,
         delivery: Delivery,
+        lists: Lists,
         start_server: Callable[[], None],
         max_bytes: int,
     ) -> None:
@@ -49,7 +51,9 @@ class Inspector:
             SessionApi(access, passes, everywhere),
             now,
             FilterApi(),
+            *lists.parts,
         ]
+        self._lists = lists
         app.register_blueprint(create_inspector_blueprint(access, parts, start_server, max_bytes))
 
     def start(self) -> None:
@@ -61,3 +65,4 @@ class Inspector:
         self._figures.stop()
         self._database.stop()
         self._namespace.stop()
+        self._lists.stop()

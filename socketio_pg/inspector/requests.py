@@ -1,5 +1,6 @@
 """Reads the parameters of the inspector's requests: texts, numbers, and the order of a list."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,16 @@ def number(name: str, default: int, low: int, high: int) -> int:
     if not (found.isascii() and found.isdecimal() and len(found) <= 15 and low <= int(found) <= high):
         raise InvalidRequestError(f"{name} must be a whole number from {low} to {high}")
     return int(found)
+
+
+def seconds(name: str, most: float = 5.0) -> float:
+    """Return a number of seconds of the query; 0 without it. Raises :class:`InvalidRequestError`."""
+    found = text(name)
+    if found is None or found == "":
+        return 0.0
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", found) or float(found) > most:
+        raise InvalidRequestError(f"{name} must be a number of seconds from 0 to {most:g}")
+    return float(found)
 
 
 def listing(allowed: Collection[str], default: str) -> ListRequest:

@@ -133,6 +133,13 @@ class Log:
         messages = self._history.channel_page(channel, after, upto).page.messages if after < upto else ()
         return messages[0] if messages else None
 
+    def before(self, channel: str, position: int, count: int) -> int:
+        """Return the position after which the ``count`` messages of ``channel`` before ``position`` begin.
+
+        May wait. Raises :class:`DatabaseUnavailableError` or :class:`LogNotInstalledError`.
+        """
+        return self._history.before_newest(channel, count, min(position - 1, self.position))
+
     def replay(self, channel: str, after: int, start: Start = None) -> Replay:
         """Return a replay of ``channel`` from the position ``after`` on, which is that of ``start``.
 

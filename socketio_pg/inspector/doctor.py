@@ -1,0 +1,66 @@
+"""Doctor in the inspector: runs the checks of `socketio-pg doctor` in the server, on demand."""
+
+import time
+from typing import Any
+
+from socketio_pg.core import green
+from socketio_pg.core.config import Settings
+from socketio_pg.doctor.doctor import examine
+from socketio_pg.inspector.routes import Routes
+from socketio_pg.postgres.database import Database
+
+
+class DoctorApi:
+    """Runs the checks, one run at a time: who asks meanwhile waits for it. ``database`` is that of the server."""
+
+    #: Seconds for a run.
+    seconds = 20.0
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        self._last: dict[str, Any] | None = None
+        #: The run in progress.
+        self._done: green.Event | None = None
+
+    def add_to(self, routes: Routes) -> None:
+        """Add the requests."""
+        routes.get("doctor", self.last)
+        routes.post("doctor", self.run)
+
+    def last(self) -> dict[str, Any]:
+        """``GET doctor``: the answer of the last run."""
+        return (self._last or {"findings": None}) | {"running": self._done is not None}
+
+    def run(self, body: dict[str, Any]) -> dict[str, Any]:
+        """``POST doctor``."""
+        if self._done is None:
+            self._done = green.Event()
+            green.run_soon(self._run, self._done)
+        answer: dict[str, Any] = self._done.wait()
+        return answer
+
+    def _run(self, done: green.Event) -> None:
+        began = time.monotonic()
+        answer: dict[str, Any] = {"findings": [], "complete": False, "at": round(time.time(), 3)}
+        try:
+            with green.timeout(self.seconds):
+                for finding in examine(self._settings, self._database):
+                    one = {"check": finding.check, "level": finding.level, "found": finding.found}
+                    answer["findings"].append(one | {"remedy": finding.remedy})
+                    # Checks of the settings and of this machine do not wait by themselves.
+                    green.sleep()
+            answer["complete"] = True
+        except green.TimedOut:
+            answer["findings"].append(
+                {
+                    "check": "doctor",
+                    "level": "warning",
+                    "found": f"the checks took longer than {self.seconds:g} s: those that are missing were not made",
+                    "remedy": "run 'socketio-pg doctor' on the server's machine",
+                }
+            )
+        finally:
+            answer["seconds"] = round(time.monotonic() - began, 3)
+            self._last, self._done = answer, None
+            done.send(answer)
