@@ -121,3 +121,19 @@ export type RowChange<Row, Key = Partial<Row> | null, Settings extends ChangeSet
   | WithOperation<Settings, "TRUNCATE", TruncatedTable<Settings>>
   | UnsentRow<Key, Settings>
   | UnsentRows<Settings>;
+
+/**
+ * The payload of a change of a live table, as in docs/live-tables.md: `new` has the row, complete, unless it was removed
+ * (`DELETE`). `old_pk` is the former key if it has changed. `entered`: the row matches since this change; `left`: it
+ * matches no longer, or is hidden from this client.
+ */
+export interface LiveChange<Row> extends ChangeBase<{}> {
+  op: Exclude<Operation, "TRUNCATE">;
+  pk: Partial<Row>;
+  new: Row | null;
+  old: Partial<Row> | null;
+  changed: ColumnOf<Row, null>[];
+  old_pk?: Partial<Row>;
+  entered?: true;
+  left?: true;
+}

@@ -1,6 +1,7 @@
 /** The public types: what messages, events and options look like. No code. */
 
 import type { ManagerOptions, SocketOptions } from "socket.io-client";
+import type { LiveChange } from "./changes.js";
 import type { ClientError, SocketIoPgError } from "./errors.js";
 
 // --- Places in the log --------------------------------------------------------------------------------------------
@@ -113,88 +114,6 @@ export interface InvalidMessage {
   /** What `parse` or `validate` has thrown, if it has. */
   cause?: unknown;
 }
-
-// --- Rows of watched tables -----------------------------------------------------------------------------------------
-
-/** Fields of all messages of a watched table (docs/watch.md). */
-interface ChangeBase {
-  schema: string;
-  table: string;
-  /** The time at which the statement ended, ISO 8601. */
-  at: string;
-  /** The transaction's number (`pg_current_xact_id()`). Pass it to `client.seen()`. */
-  txid: string;
-}
-
-/** A row was added, or has come from another channel (`moved`). */
-export interface InsertedRow<Row, Key = Partial<Row>> extends ChangeBase {
-  op: "INSERT";
-  pk: Key | null;
-  new: Row;
-  old: null;
-  changed: [];
-  moved?: true;
-  truncated?: undefined;
-}
-
-export interface UpdatedRow<Row, Key = Partial<Row>> extends ChangeBase {
-  op: "UPDATE";
-  pk: Key | null;
-  new: Row;
-  /** Null with `old => false`, or only the former key. */
-  old: Row | Key | null;
-  /** The columns that differ. */
-  changed: (keyof Row & string)[];
-  moved?: undefined;
-  truncated?: undefined;
-}
-
-/** A row was removed, or has gone to another channel (`moved`). */
-export interface DeletedRow<Row, Key = Partial<Row>> extends ChangeBase {
-  op: "DELETE";
-  pk: Key | null;
-  new: null;
-  old: Row | Key | null;
-  changed: [];
-  moved?: true;
-  truncated?: undefined;
-}
-
-/** All rows are gone. */
-export interface TruncatedTable extends ChangeBase {
-  op: "TRUNCATE";
-  pk: null;
-  new: null;
-  old: null;
-  changed: [];
-  moved?: undefined;
-  truncated?: undefined;
-}
-
-/** The message has no row: fetch it by `pk`, or all rows with the reason "many_rows". */
-export interface UnsentRow<Row, Key = Partial<Row>> extends ChangeBase {
-  op: "INSERT" | "UPDATE" | "DELETE";
-  truncated: true;
-  reason: "too_large" | "no_json" | "many_rows";
-  pk?: Key | null;
-  /** With "many_rows", the number of rows that the message stands for. */
-  count?: number;
-  new?: undefined;
-  old?: undefined;
-  changed?: undefined;
-  moved?: true;
-}
-
-/**
- * The payload of a watched table's message: `client.channel<RowChange<Order>>("table:public.orders")`. Test `truncated`
- * first, then `op`: each selects its fields.
- */
-export type RowChange<Row, Key = Partial<Row>> =
-  | InsertedRow<Row, Key>
-  | UpdatedRow<Row, Key>
-  | DeletedRow<Row, Key>
-  | TruncatedTable
-  | UnsentRow<Row, Key>;
 
 // --- Schemas --------------------------------------------------------------------------------------------------------
 
@@ -422,9 +341,9 @@ export interface TableOptions<Row = Record<string, any>> {
  * match `where` is an INSERT, one that no longer matches a DELETE. `payload` is the message as in docs/live-tables.md.
  */
 export type TableChange<Row = Record<string, any>> =
-  | { op: "INSERT"; key: any; row: Row; before?: undefined; payload: any }
-  | { op: "UPDATE"; key: any; row: Row; before: Row; payload: any }
-  | { op: "DELETE"; key: any; row?: undefined; before: Row; payload: any };
+  | { op: "INSERT"; key: any; row: Row; before?: undefined; payload: LiveChange<Row> }
+  | { op: "UPDATE"; key: any; row: Row; before: Row; payload: LiveChange<Row> }
+  | { op: "DELETE"; key: any; row?: undefined; before: Row; payload: LiveChange<Row> };
 
 // --- Events -----------------------------------------------------------------------------------------------------------
 
