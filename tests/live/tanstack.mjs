@@ -17,6 +17,12 @@ globalThis.fetch = async (...request) => {
 };
 
 const { client, collection } = orders(server);
+/** Prints what happens, with a row as it is shown. */
+const printRow = (kind, id, more = {}) => {
+  const found = collection.get(id);
+  const row = found && Object.fromEntries(Object.entries(found).filter(([name]) => !name.startsWith("$")));
+  print(kind, { row: row ?? null, synced: found?.$synced ?? null, ...more });
+};
 /** Each state of the rows that a page would show. @type {string[]} */
 let shown = [];
 collection.subscribeChanges((changes) => {
@@ -39,7 +45,7 @@ print("ready", { rows: collection.size });
 for await (const line of createInterface({ input: process.stdin })) {
   const { command, row, given = [] } = JSON.parse(line);
   if (command === "show") {
-    print("row", { row: collection.get(row) ?? null, shown });
+    printRow("row", row, { shown });
     shown = [];
   } else if (command === "unseen") {
     const start = performance.now();
@@ -51,10 +57,10 @@ for await (const line of createInterface({ input: process.stdin })) {
     break;
   } else {
     const transaction = commands[command](...given);
-    print("at once", { row: collection.get(given[0]) ?? null });
+    printRow("at once", given[0]);
     transaction.isPersisted.promise.then(
-      () => print("persisted", { row: collection.get(given[0]) ?? null }),
-      (error) => print("refused", { error: error.message, row: collection.get(given[0]) ?? null }),
+      () => printRow("persisted", given[0]),
+      (error) => printRow("refused", given[0], { error: error.message }),
     );
   }
 }

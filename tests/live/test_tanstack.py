@@ -60,12 +60,20 @@ class Page(NodeClient):
         found = self.next(kind="row")
         return found["row"], found["shown"]
 
+    def persisted(self) -> dict[str, Any] | None:
+        """Wait until a change has come from the database. Return its row."""
+        found = self.next(kind="persisted")
+        assert found["synced"] is not False
+        row: dict[str, Any] | None = found["row"]
+        return row
+
 
 def test_changes_show_at_once_and_stay_until_they_are_seen(log: Log, page: Page) -> None:
     first, second = (str(uuid.uuid4()) for _ in range(2))
     assert page.run("insert", first)["status"] == "new"
-    assert page.next(kind="persisted")["row"] == {"id": first, "customer": "Ann", "status": "new", "changes": 0}
+    assert page.persisted() == {"id": first, "customer": "Ann", "status": "new", "changes": 0}
     page.show(first)
+    page.lines.clear()
 
     # While this lock is held, the change has been committed and answered, and has not been sent.
     with contextlib.closing(psycopg2.connect(log.url)) as connection:
@@ -78,30 +86,30 @@ def test_changes_show_at_once_and_stay_until_they_are_seen(log: Log, page: Page)
         assert (row or {})["changes"] == 0, "it has not come from the database"
         assert shown == ["update paid 0"]
         assert page.lines == []
-    assert page.next(kind="persisted")["row"] == {"id": first, "customer": "Ann", "status": "paid", "changes": 1}
+    assert page.persisted() == {"id": first, "customer": "Ann", "status": "paid", "changes": 1}
     assert page.show(first)[1] == ["update paid 1"], "no flicker"
 
     # Two rows in one transaction, and a change of somebody else in the meantime.
     page.run("insert", second)
-    page.next(kind="persisted")
+    page.persisted()
     page.show(first)
     log.sql("UPDATE tanstack_orders SET customer = 'Bob' WHERE id = %s", first)
     page.run("both", first, second)
-    assert page.next(kind="persisted")["row"] == {"id": first, "customer": "Bob", "status": "shipped", "changes": 2}
+    assert page.persisted() == {"id": first, "customer": "Bob", "status": "shipped", "changes": 2}
     row, shown = page.show(second)
     assert row == {"id": second, "customer": "Ann", "status": "shipped", "changes": 1}
     statuses = [change.split()[1] for change in shown]
     assert statuses == sorted(statuses, key=["paid", "shipped"].index), "a row never goes back"
 
     assert page.run("delete", first) is None
-    assert page.next(kind="persisted")["row"] is None
+    assert page.persisted() is None
     assert log.sql("SELECT id::text FROM tanstack_orders") == [(second,)]
 
 
 def test_refused_change_is_rolled_back(log: Log, page: Page) -> None:
     order = str(uuid.uuid4())
     page.run("insert", order)
-    page.next(kind="persisted")
+    page.persisted()
     page.show(order)
     assert page.run("update", order, "lost")["status"] == "lost"
     found = page.next(kind="refused")
