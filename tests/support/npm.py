@@ -1,0 +1,42 @@
+"""The package of js/ as npm would publish it, in folders that have nothing else."""
+
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.missing import missing
+from tests.support.typescript import PACKAGE, compiler
+
+
+def pack(folder: Path) -> Path:
+    """Build the package in a copy of js/. Return the archive that `npm publish` would send."""
+    if shutil.which("npm") is None:
+        missing("The package for browsers", "install Node and npm, and run 'make setup'")
+    copy = folder / "js"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("node_modules", "dist"), dirs_exist_ok=True)
+    (copy / "node_modules").symlink_to(PACKAGE / "node_modules")
+    run(["node", str(compiler()), "-p", "tsconfig.json"], copy)
+    [found] = json.loads(run(["npm", "pack", "--json", "--ignore-scripts", "--pack-destination", str(folder)], copy))
+    return folder / str(found["filename"])
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Put the package into ``node_modules`` of a folder, with the stock client. Return its place."""
+    modules = folder / "node_modules"
+    modules.mkdir(parents=True)
+    with tarfile.open(archive) as opened:
+        opened.extractall(modules, filter="data")
+    (modules / "package").rename(modules / "socketio-pg")
+    for name in ("socket.io-client", "engine.io-client", "socket.io-parser", "engine.io-parser", "@socket.io"):
+        (modules / name).symlink_to(PACKAGE / "node_modules" / name)
+    return modules / "socketio-pg"
+
+
+def run(command: Sequence[str], folder: Path) -> str:
+    """Run a command. Return its output; fail with all that it has printed."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout
