@@ -114,7 +114,8 @@ class Restoring:
             try:
                 self._starts(session, attempt.offset)
             except NotRecoveredError:
-                self._keeping.forget(ticket.sid)
+                # A client that does not get the answer comes back with the same pid, and is told the same reason.
+                self._keeping.lose(ticket.sid)
                 raise
             return ticket.sid
         except NotRecoveredError as error:
@@ -122,7 +123,7 @@ class Restoring:
             return None
 
     def restore(self, sid: str, eio_sid: str) -> bool:
-        """Restore the subscriptions of a session. Return False if that is impossible."""
+        """Restore the subscriptions of a session. Return False if that is impossible: then it is lost again."""
         attempt = self._attempts.get(eio_sid)
         if attempt is None or attempt.session is None:
             return False
@@ -135,8 +136,6 @@ class Restoring:
             attempt.fail(error)
         except (DatabaseError, LogNotInstalledError):
             attempt.fail(NotRecoveredError("database_unavailable"))
-        if self._is_here(eio_sid):
-            self._keeping.forget(sid)
         return False
 
     def restored(self, sid: str, eio_sid: str) -> bool:

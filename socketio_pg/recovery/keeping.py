@@ -300,7 +300,7 @@ class Keeping:
             session = self._sessions.get(sid)
             if session is not None and not self._still_owns(session):
                 # Another process has taken it over while this one could not be asked, and may have changed it.
-                del self._sessions[sid]
+                self._sessions.pop(sid, None)  # it may have been forgotten in the meantime
                 if not self._close(session):
                     raise NotRecoveredError("busy")
                 session = None

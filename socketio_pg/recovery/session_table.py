@@ -97,6 +97,8 @@ class SessionTable:
         self._wanted = green.Event()
         #: Session → the function that returns its subscriptions as text; None to delete it.
         self._changes: dict[str, Callable[[], str] | None] = {}
+        #: Those that are being written.
+        self._writing: dict[str, Callable[[], str] | None] = {}
         #: Sessions to delete whoever has them.
         self._forgotten: set[str] = set()
         self._questions: list[_Question] = []
@@ -122,7 +124,7 @@ class SessionTable:
 
     def has_changes(self, sid: str) -> bool:
         """Return whether a session waits to be stored."""
-        return sid in self._changes
+        return sid in self._changes or sid in self._writing
 
     def put(self, sid: str, subscriptions: Callable[[], str] | None) -> None:
         """Store the subscriptions of a session of this process, or delete it (None). Does not wait.
@@ -268,7 +270,7 @@ class SessionTable:
 
     def _write(self) -> None:
         changes, forgotten, number = self._changes, self._forgotten, self._number
-        self._changes, self._forgotten = {}, set()
+        self._changes, self._writing, self._forgotten = {}, changes, set()
         self._flush = False
         self._wrote_at = time.monotonic()
         try:
@@ -279,6 +281,8 @@ class SessionTable:
             self._changes = changes | self._changes
             self._forgotten |= forgotten
             raise
+        finally:
+            self._writing = {}
         waiters, self._waiters = self._waiters, []
         for until, written in waiters:
             if until <= number:

@@ -1,9 +1,11 @@
 """Connection state recovery with the stock JavaScript client: docs/recovery.md."""
 
 import contextlib
+import json
 import random
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg2
 import pytest
@@ -13,6 +15,7 @@ from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.recovery import RecoveringClient
 from tests.support.server import ServerProcess
+from tests.support.swarm import Swarm
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,36 @@ def test_a_replay_after_a_snapshot_is_not_recovered_halfway(first: Log, channel:
         assert client.numbers(1) == [5]
     finally:
         client.close()
+
+
+def test_a_client_that_has_not_got_the_reason_gets_it_when_it_returns(first: Log, channel: str) -> None:
+    with Swarm("127.0.0.1", first.server.port) as swarm:
+
+        def connect(auth: dict[str, object]) -> tuple[str, dict[str, Any]]:
+            """Connect. Return the pid, and the field ``recovery`` of `server_hello`."""
+            [client] = swarm.open(1)
+            client.auth = auth
+            swarm.run_until(lambda: bool(client.events("server_hello")))
+            return json.loads(client.packets[0][1:])["pid"], client.events("server_hello")[0]["recovery"]
+
+        [client] = swarm.open(1)
+        client.auth = {"recovery": True}
+        swarm.run_until(lambda: client.connected)
+        pid = json.loads(client.packets[0][1:])["pid"]
+        with contextlib.closing(psycopg2.connect(first.url)) as blocking, blocking.cursor() as relay:
+            relay.execute("SELECT FROM socketio_pg.head FOR UPDATE")  # the relay waits
+            first.publish(channel, 1, 1)
+            [(token,)] = first.sql("SELECT socketio_pg.snapshot()")
+            client.emit("subscribe", {"channel": channel, "since": token})
+            swarm.run_until(lambda: bool(client.events("subscribed")))
+            offset = json.loads(client.packets[-1][1:])[-1]
+            former = {"recovery": True, "pid": pid, "offset": offset}
+            # The client gives the first attempts up before their answers arrive: it would use another pid otherwise.
+            answers = [connect(former) for _ in range(3)]
+            blocking.rollback()
+        assert [recovery for _, recovery in answers] == [{"recovered": False, "reason": "replaying"}] * 3
+        assert len({pid, *(new for new, _ in answers)}) == 4
+        assert connect({"recovery": True, "pid": answers[-1][0]})[1] == {"recovered": True}
 
 
 @pytest.fixture

@@ -1,13 +1,17 @@
 """Sessions of clients that can recover them: what is stored, and when."""
 
+import time
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from socketio_pg.core.seal import Key
 from socketio_pg.gateway.restoring import _Attempt
 from socketio_pg.postgres.database import Database
 from socketio_pg.protocol.offsets import Cursor
-from socketio_pg.recovery.session import Entry, Session, Ticket
-from socketio_pg.recovery.session_table import SessionTable
+from socketio_pg.recovery.session import Entry, NotRecoveredError, Session, Ticket
+from socketio_pg.recovery.session_table import Owner, SessionTable
 from socketio_pg.websocket import SocketServer
 
 
@@ -65,3 +69,25 @@ def test_a_session_that_was_not_restored_is_not_given_back(socket_server: Socket
         assert attempt.to_wire() == {"recovered": False, "reason": "failed"}
     finally:
         socket_server.keeping.stop()
+
+
+def test_a_session_that_is_forgotten_while_its_owner_is_looked_up_is_unknown(
+    socket_server: SocketServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping = socket_server.keeping
+    session = new_session()
+    session.ticket = replace(session.ticket, began=time.time() - keeping.young - 1)
+    keeping._sessions["sid"] = session
+
+    def find(sid: str) -> Owner | None:
+        if not keeping._sessions.pop(sid, None):
+            return None
+        return Owner("another process", True)
+
+    monkeypatch.setattr(keeping._table, "find", find)
+    try:
+        with pytest.raises(NotRecoveredError) as raised:
+            keeping.take(session.ticket, session.pid, "eio")
+        assert raised.value.reason == "unknown_session"
+    finally:
+        keeping.stop()
