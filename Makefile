@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --max-worker-restart=0
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 VENDORED := socketio_pg/static/vendor/socket.io.min.js
+PACKAGE := js/node_modules/.installed
+EXAMPLE := examples/react/node_modules/.installed
 MAJORS := 13 14 15 16 17 18
 INSTALLED := tests/majors/node_modules
 # The modules with tests that `make test` repeats on gevent: to collect the others would take longer than to run these.
@@ -22,14 +24,14 @@ WORKERS_TESTS := $(WORKERS_SAMPLE) $(wildcard tests/live/test_hostile_*.py tests
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test test-gevent test-workers test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes bench-workers bench-streams bench-tables bench-ephemeral bench-presence screenshot clean
+.PHONY: help setup run example check test test-gevent test-workers test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes bench-workers bench-streams bench-tables bench-ephemeral bench-presence screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s", $$1; column = 20; count = split($$2, words, " "); \
 		for (n = 1; n <= count; n++) { if (column + length(words[n]) > 78) { printf "\n%20s", ""; column = 20 } \
 		printf " %s", words[n]; column += length(words[n]) + 1 } print "" }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed $(VENDORED) ## make the environment for development, and fetch the client for the pages (test does it too)
+setup: $(VENV)/.installed $(VENDORED) $(PACKAGE) $(EXAMPLE) ## make the environment for development, and fetch the client for the pages (test does it too)
 
 # What `make run` needs: the package, its requirements, the embedded PostgreSQL, and the command $(BIN)/socketio-pg.
 $(VENV)/.runs: requirements.txt setup.py
@@ -54,6 +56,18 @@ $(VENDORED): package.json package-lock.json
 	else \
 		echo "npm is not installed: the pages will load the Socket.IO client from its CDN."; \
 	fi
+
+# What builds and tests the package for browsers, and its example.
+$(PACKAGE) $(EXAMPLE): %/node_modules/.installed: %/package.json %/package-lock.json
+	@if command -v npm >/dev/null; then \
+		echo "Fetching what $* needs …"; \
+		(cd $* && npm ci --silent --no-audit --no-fund) && touch $@; \
+	else echo "npm is not installed: the tests of $* will not run."; fi
+
+example: $(VENV)/.runs $(VENDORED) $(PACKAGE) $(EXAMPLE) ## start the server as `run` does, and the React application of examples/react
+	@cd js && node_modules/.bin/tsc
+	@rm -rf examples/react/node_modules/socketio-pg/dist && cp -r js/dist examples/react/node_modules/socketio-pg/
+	@DEBUG=1 $(BIN)/python socketio_pg/server.py & server=$$!; trap "kill $$server" EXIT; cd examples/react && npm start
 
 run: $(VENV)/.runs $(VENDORED) ## start an embedded PostgreSQL, the server and its pages, with no configuration
 	@DEBUG=1 exec $(BIN)/python socketio_pg/server.py
@@ -167,4 +181,4 @@ format: $(VENV)/.installed ## let ruff format the code
 	$(BIN)/ruff format .
 
 clean: ## remove what setup and the development database made
-	rm -rf $(VENV) node_modules $(INSTALLED) socketio_pg/static/vendor .postgres build dist *.egg-info
+	rm -rf $(VENV) node_modules $(INSTALLED) js/node_modules js/dist examples/react/node_modules examples/react/dist socketio_pg/static/vendor .postgres build dist *.egg-info
