@@ -141,8 +141,10 @@ class InspectorAccess:
         if not self._has_roles:
             raise UnauthorizedError("the token is wrong")
         claims = self._authenticator.renew(environ, token)
-        act = any(_has(claims.claims, one, settings.jwt_role_claim) for one in settings.inspector_admin_roles)
-        if not act and not any(_has(claims.claims, one, settings.jwt_role_claim) for one in settings.inspector_roles):
+        act = any(has_value(claims.claims, one, settings.jwt_role_claim) for one in settings.inspector_admin_roles)
+        if not act and not any(
+            has_value(claims.claims, one, settings.jwt_role_claim) for one in settings.inspector_roles
+        ):
             raise ForbiddenError("the token has no role that may use the inspector")
         if claims.expires_at is not None:
             until = min(until, claims.expires_at)
@@ -176,7 +178,7 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12, person=b"inspector").hexdigest()
 
 
-def _has(claims: Mapping[str, Any], wanted: str, role_claim: str) -> bool:
+def has_value(claims: Mapping[str, Any], wanted: str, role_claim: str) -> bool:
     """Return whether claims have ``VALUE`` in the role's claim, or ``CLAIM=VALUE``; the claim may be a list of texts.
 
     ``CLAIM`` may be a path into objects, such as ``realm_access.roles``.

@@ -82,8 +82,7 @@ class SessionApi:
             "until": None if found is None else found.until,
             "sign_in": self._access.ways,
             "pages": {name: endpoint in current_app.view_functions for name, endpoint in _PAGES.items()},
-            "version": __version__,
-        } | ({} if found is None else {"node": own.name, "worker": own.worker})
+        } | ({} if found is None else {"version": __version__, "node": own.name, "worker": own.worker})
 
 
 def _json(value: dict[str, Any]) -> Response:

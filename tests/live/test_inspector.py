@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import requests
+import socketio
 
-from tests.support.inspector import ADMIN_TOKEN, COOKIE, TOKEN, TOKENS, Inspector, refused
+from tests.support.inspector import ADMIN_TOKEN, COOKIE, TOKEN, TOKENS, Inspector, InspectorClient, refused
 from tests.support.log import Log
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
@@ -19,6 +20,9 @@ SETTINGS = TOKENS | {
     "AUTH": "optional",
     "INSPECTOR_ROLES": "operator,groups=staff",
     "INSPECTOR_ADMIN_ROLES": "realm_access.roles=boss",
+    # For the addresses of clients, in a header.
+    "TRUSTED_PROXIES": "1",
+    "MAX_FAILED_ATTEMPTS_PER_SECOND_PER_ADDRESS": "1",
 }
 
 
@@ -48,7 +52,7 @@ def test_nobody_is_anonymous(server: ServerProcess) -> None:
     found = page.read("session")
     assert not found["signed_in"]
     assert found["sign_in"] == ["token", "jwt"]
-    assert "node" not in found
+    assert not {"node", "version"} & found.keys()
     assert refused(page.post("ticket")) == (401, "unauthorized")
     assert refused(page.post("login", {"token": "wrong, and long enough"})) == (401, "unauthorized")
     assert refused(page.post("login", {"token": ""})) == (400, "invalid_request")
@@ -142,6 +146,10 @@ def test_other_pages_can_do_nothing(server: ServerProcess, development: ServerPr
         assert answer.status_code == 400 or not answer.json()["signed_in"]
     for header in ({"X-Forwarded-For": "192.0.2.1"}, {"Forwarded": "for=192.0.2.1"}):
         assert not here.read("session", headers=header)["signed_in"]
+    InspectorClient(development.url).close()
+    for header in ({"Origin": "http://localhost:5173"}, {"X-Forwarded-For": "192.0.2.1"}):
+        with pytest.raises(socketio.exceptions.ConnectionError):
+            InspectorClient(development.url, headers=header, reconnection=False)
 
 
 def test_files_have_a_strict_policy_and_need_no_sign_in(server: ServerProcess) -> None:
@@ -155,6 +163,28 @@ def test_files_have_a_strict_policy_and_need_no_sign_in(server: ServerProcess) -
         assert "default-src 'none'; script-src 'self';" in policy
         assert "unsafe" not in policy
         assert "test.js" not in answer.text
+
+
+def test_wrong_tokens_of_one_address_are_throttled(server: ServerProcess) -> None:
+    guesser = {"X-Forwarded-For": "203.0.113.7"}
+    page = Inspector(server)
+    found = {refused(page.post("login", {"token": f"a wrong token {n}"}, headers=guesser)) for n in range(15)}
+    assert found == {(401, "unauthorized"), (429, "rate_limited")}
+    # Not even the right one is accepted then, in any way; others may sign in.
+    script = Inspector(server, TOKEN)
+    assert refused(page.post("login", {"token": TOKEN}, headers=guesser)) == (429, "rate_limited")
+    assert refused(script.get("now", headers=guesser)) == (429, "rate_limited")
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        InspectorClient(server.url, auth={"token": TOKEN}, headers=guesser, reconnection=False)
+    assert script.read("session", headers={"X-Forwarded-For": "203.0.113.8"})["signed_in"]
+
+
+def test_cookie_is_secure_over_https(server: ServerProcess) -> None:
+    page = Inspector(server)
+    headers = {"X-Forwarded-Proto": "https", "Origin": server.url.replace("http:", "https:")}
+    answer = page.post("login", {"token": TOKEN}, headers=headers)
+    assert "Secure" in answer.headers["Set-Cookie"]
+    assert refused(page.post("login", {"token": TOKEN}, headers={"X-Forwarded-Proto": "https"})) == (403, "forbidden")
 
 
 def test_off_without_a_setting(live_server: ServerProcess) -> None:

@@ -4,11 +4,14 @@ import json
 import re
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import pytest
+import requests
 from playwright.sync_api import Browser, expect
 
+from tests.support.inspector import TOKEN, TOKENS, Inspector, InspectorClient
 from tests.support.nightly import sampled
 from tests.support.nodes import Nginx
 from tests.support.patience import PATIENCE
@@ -35,7 +38,7 @@ KEPT = """
 
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
-    made = ServerProcess(newest_pg.url(), DEBUG="1", DRAIN_SECONDS="0.2", TRUSTED_PROXIES="1")
+    made = ServerProcess(newest_pg.url(), DEBUG="1", DRAIN_SECONDS="0.2", TRUSTED_PROXIES="1", **TOKENS)
     yield made
     made.close()
 
@@ -68,7 +71,8 @@ def test_pages_connect_and_load_nothing_from_outside_the_prefix(nginx: Nginx, ch
                 visited.add(address)
                 page.goto(address)
                 addresses |= set(page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"))
-                if page.locator("#status").count():
+                # Behind a proxy the inspector wants a token, also with DEBUG.
+                if page.locator("#status").count() and "/inspector/" not in address:
                     expect(page.locator("#status")).to_have_attribute("data-state", "connected")
     finally:
         page.close()
@@ -112,3 +116,20 @@ def test_socket_io_without_the_last_slash(server: ServerProcess, nginx: Nginx, p
             connection.request("GET", f"{prefix}/socket.io?EIO=4&transport=websocket", GOOD)
             assert connection.reply().status == 101
     assert http(server, path="/socket.ioX?EIO=4&transport=polling").status == 404
+
+
+@pytest.mark.parametrize("prefix", sampled(PREFIXES, lambda prefix: prefix == PREFIXES[0]))
+def test_inspector_is_signed_in_to_under_the_prefix(nginx: Nginx, prefix: str) -> None:
+    redirect = requests.get(f"{nginx.url}{prefix}/inspector", allow_redirects=False, timeout=PATIENCE)
+    assert urljoin(redirect.url, redirect.headers["Location"]) == f"{nginx.url}{prefix}/inspector/"
+    page = Inspector(nginx, prefix=prefix)
+    # Nobody is at the own machine behind a proxy, also not with DEBUG.
+    assert not page.read("session")["signed_in"]
+    page.do("login", {"token": TOKEN})
+    assert page.read("session")["signed_in"]
+    [cookie] = list[Any](page.session.cookies)
+    assert cookie.path == f"{prefix}/inspector/api"
+    ticket = page.do("ticket")["ticket"]
+    client = InspectorClient(nginx.url, socketio_path=f"{prefix}/socket.io", auth={"ticket": ticket})
+    assert client.do("now", on=True) == {"ok": True}
+    client.close()

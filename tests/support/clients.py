@@ -81,6 +81,7 @@ class SocketClient:
         wait: bool = False,
         auth: Any = None,
         headers: dict[str, str] | None = None,
+        socketio_path: str = "socket.io",
         **options: Any,
     ) -> None:
         self._events: dict[str, queue.Queue[Any]] = {name: queue.Queue() for name in self.EVENTS}
@@ -96,6 +97,7 @@ class SocketClient:
             auth=auth,
             headers=headers or {},
             namespaces=[self.NAMESPACE],
+            socketio_path=socketio_path,
         )
 
     def next(self, event: str, seconds: float = PATIENCE) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 import requests
 
 from tests.support.clients import SocketClient
+from tests.support.nodes import Nginx
 from tests.support.patience import PATIENCE
 from tests.support.server import ServerProcess
 
@@ -17,8 +18,8 @@ COOKIE = "socketio_pg_inspector"
 class Inspector:
     """Requests to the inspector of one server: as a script with ``token``, or without one like a browser's page."""
 
-    def __init__(self, server: ServerProcess, token: str | None = None) -> None:
-        self.url = f"{server.url}/inspector"
+    def __init__(self, server: ServerProcess | Nginx, token: str | None = None, prefix: str = "") -> None:
+        self.url = f"{server.url}{prefix}/inspector"
         self.session = requests.Session()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {"Origin": server.url}
 
