@@ -177,7 +177,7 @@ class LocalClients:
     def filter_of(self, sid: object, name: str) -> Any:
         """Return the filter of a subscription as JSON; None without one."""
         found = self._hub.filter_of(sid, name)
-        return None if found is None else orjson.loads(found.text)
+        return None if found is None else found.to_wire()
 
     def replay_lag(self, sid: str) -> int | None:
         """Return how many messages of the log a client is behind, while it is replayed to; None otherwise."""

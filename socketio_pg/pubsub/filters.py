@@ -111,6 +111,16 @@ class Filter:
     def __hash__(self) -> int:
         return hash(self.text)
 
+    def to_wire(self) -> dict[str, Any]:
+        """Return the filter as an object that :func:`parse_filter` takes."""
+        found: dict[str, Any] = {}
+        for path, name, operand in orjson.loads(self.text):
+            found.setdefault(path, {})[name] = operand
+        for path, operators in found.items():
+            if operators.keys() == {"in"}:
+                found[path] = operators["in"][0] if len(operators["in"]) == 1 else operators["in"]
+        return found
+
     @property
     def metered(self) -> bool:
         """Whether the cost of the filter counts against the clients that have it."""

@@ -363,3 +363,14 @@ def test_oversized_filters_are_refused_in_milliseconds() -> None:
         with pytest.raises(InvalidRequestError):
             parse_filter(filter)
         assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [{"a": 5}, {"a": ["x", 1, None]}, {"a.b": {"gt": 5, "lt": 7.5}, "c": {"like": "%x"}}, {"n": {"in": [1], "ne": 2}}],
+)
+def test_filters_are_shown_as_they_are_written(filter: dict[str, Any]) -> None:
+    parsed = parse_filter(filter)
+    assert parsed is not None
+    assert parsed.to_wire() == filter
+    assert parse_filter(parsed.to_wire()) == parsed
