@@ -383,7 +383,7 @@ def test_silent_processes_are_named(nodes: Nodes) -> None:
             shown = nodes.reader.read(path)
             assert shown["processes"] == 2
             [silent] = shown["unanswered"]
-            assert (silent["node"].rpartition(":")[2], silent["worker"]) == (str(nodes.other.process.pid), None)
+            assert (silent["node"].rpartition(":")[2], silent["worker"]) == (str(pid), None)
     finally:
         os.kill(pid, signal.SIGCONT)
     until(lambda: not nodes.reader.read("clients")["unanswered"], "it answers again")
