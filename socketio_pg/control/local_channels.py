@@ -113,12 +113,19 @@ class LocalChannels:
             "python": python,
             "patterns": through,
             "messages_in": None if rate is None else rate.messages_in,
-            "messages_out": None if rate is None else rate.messages_out,
+            "messages_out": self._messages_out(name, rate),
             "bytes_in": None if rate is None else rate.bytes_in,
             "last_at": None if rate is None else round(rate.last_at, 3),
             "last_bytes": None if rate is None else rate.last_bytes,
             "last_position": None if rate is None else rate.position,
         }
+
+    def _messages_out(self, name: str, rate: Rate | None) -> float | None:
+        """Return messages per second times the subscriptions that get them now, before filters."""
+        if rate is None or rate.messages_in is None:
+            return None
+        names = (name,) if is_pattern(name) else self._hub.names(name)
+        return rate.messages_in * sum(map(self._hub.count_subscribers, names))
 
     def _subscriber(self, subscriber: object, name: str) -> dict[str, Any]:
         if not isinstance(subscriber, str):
@@ -142,24 +149,16 @@ class LocalChannels:
                 found[pattern] = _sum(found[pattern], rate) if pattern in found else rate
             if number % SLICE == 0:
                 green.sleep()
-        return {
-            pattern: Rate(
-                rate.messages_in,
-                None if rate.messages_in is None else rate.messages_in * self._hub.count_subscribers(pattern),
-                rate.bytes_in,
-                rate.last_at,
-                rate.last_bytes,
-                rate.position,
-            )
-            for pattern, rate in found.items()
-        }
+        return found
 
     def _key(self, column: str, name: str, rate: Rate | None) -> Any:
         match column:
             case "channel":
                 return name
-            case "messages_in" | "messages_out" | "bytes_in" | "last_at":
+            case "messages_in" | "bytes_in" | "last_at":
                 return None if rate is None else getattr(rate, column)
+            case "messages_out":
+                return self._messages_out(name, rate)
             case "last_position":
                 return None if rate is None else rate.position
         return self._hub.count_subscribers(name)
@@ -169,7 +168,6 @@ def _sum(one: Rate, other: Rate) -> Rate:
     newer = one if one.last_at >= other.last_at else other
     return Rate(
         _add(one.messages_in, other.messages_in),
-        _add(one.messages_out, other.messages_out),
         _add(one.bytes_in, other.bytes_in),
         newer.last_at,
         newer.last_bytes,

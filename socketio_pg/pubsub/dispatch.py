@@ -64,7 +64,7 @@ class Dispatcher:
         self._local = local
         self._matching = matching
         #: What is counted while somebody looks.
-        self.tally = Tally(self._subscriptions)
+        self.tally = Tally()
         self._receivers: list[NodeReceiver] = []
         self._reserved: dict[str, _Reserved] = {}
         #: The receivers of reserved channels whose messages come through the log.
@@ -158,10 +158,6 @@ class Dispatcher:
                 self._deliver_locally(due)
         finally:
             self._matching.finish(messages)
-
-    def _subscriptions(self, channel: str) -> int:
-        """Return the number of subscriptions that get the messages of a channel."""
-        return sum(map(self._hub.count_subscribers, self._hub.names(channel)))
 
     def _deliver_locally(self, due: Sequence[tuple[LocalSubscription, EncodedMessage]]) -> None:
         reader: Reader | None = None

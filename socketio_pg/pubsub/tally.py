@@ -15,12 +15,11 @@ from socketio_pg.core.messages import EncodedMessage
 class Rate:
     """What was counted of one channel. The rates are per second; None while too little time has passed.
 
-    ``messages_out``: messages times subscriptions, before filters. ``last_at``: seconds since 1970, of the last
-    message, which had ``last_bytes`` and this ``position`` in the log (None: it was a NOTIFY).
+    ``last_at``: seconds since 1970, of the last message, which had ``last_bytes`` and this ``position`` in the log
+    (None: it was a NOTIFY).
     """
 
     messages_in: float | None
-    messages_out: float | None
     bytes_in: float | None
     last_at: float
     last_bytes: int
@@ -28,38 +27,34 @@ class Rate:
 
 
 class _Channel:
-    """The counts of one channel in the window ``number``, and in the one before: messages, bytes, receivers."""
+    """The counts of one channel in the window ``number``, and in the one before: messages, bytes."""
 
-    __slots__ = ("before", "bytes", "last_at", "last_bytes", "messages", "number", "out", "position")
+    __slots__ = ("before", "bytes", "last_at", "last_bytes", "messages", "number", "position")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.messages = self.bytes = self.out = 0
-        self.before = (0, 0, 0)
+        self.messages = self.bytes = 0
+        self.before = (0, 0)
         self.last_at = 0.0
         self.last_bytes = 0
         self.position: int | None = None
 
     def turn(self, number: int) -> None:
         """Begin the window ``number``."""
-        self.before = (self.messages, self.bytes, self.out) if number == self.number + 1 else (0, 0, 0)
+        self.before = (self.messages, self.bytes) if number == self.number + 1 else (0, 0)
         self.number = number
-        self.messages = self.bytes = self.out = 0
+        self.messages = self.bytes = 0
 
 
 class Tally:
-    """The counts of one process. ``subscriptions(channel)`` is the number that get the channel's messages now.
-
-    :meth:`look` begins to count, for :attr:`linger` seconds; each further look extends that.
-    """
+    """The counts of one process. :meth:`look` begins to count, for :attr:`linger` seconds; each look extends that."""
 
     #: Seconds of a window; for which a look lasts; before the first rate.
     window, linger, least = 5.0, 30.0, 1.0
     #: Channels that are counted; beyond that, messages of new ones are not.
     max_channels = 20_000
 
-    def __init__(self, subscriptions: Callable[[str], int], clock: Callable[[], float] = time.monotonic) -> None:
-        self._subscriptions = subscriptions
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         #: Whether messages are counted. Plain, because each batch of messages reads it.
         self.active = False
@@ -102,7 +97,6 @@ class Tally:
             size = len(text) if text.isascii() else len(text.encode())
             channel.messages += 1
             channel.bytes += size
-            channel.out += self._subscriptions(message.channel)
             channel.last_at, channel.last_bytes, channel.position = at, size, message.position
 
     def of(self, channel: str) -> Rate | None:
@@ -125,20 +119,18 @@ class Tally:
 
     def _rate(self, channel: _Channel, now: float) -> Rate:
         number = self._number(now)
-        messages, size, out = 0, 0, 0
+        messages, size = 0, 0
         if channel.number == number:
+            messages, size = channel.messages, channel.bytes
             before = channel.before
-            messages, size, out = channel.messages, channel.bytes, channel.out
         else:
-            before = (channel.messages, channel.bytes, channel.out) if channel.number == number - 1 else (0, 0, 0)
+            before = (channel.messages, channel.bytes) if channel.number == number - 1 else (0, 0)
         # From the beginning of the window before this one.
         seconds = now - self._began - max(0, number - 1) * self.window
-        if now - self._began < self.least:
-            return Rate(None, None, None, channel.last_at, channel.last_bytes, channel.position)
+        known = now - self._began >= self.least
         return Rate(
-            (messages + before[0]) / seconds,
-            (out + before[2]) / seconds,
-            (size + before[1]) / seconds,
+            (messages + before[0]) / seconds if known else None,
+            (size + before[1]) / seconds if known else None,
             channel.last_at,
             channel.last_bytes,
             channel.position,
