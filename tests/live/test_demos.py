@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, WebSocket, expect
 
 from tests.support.accessibility import violations
 from tests.support.clients import SocketClient
-from tests.support.demo_page import PATIENCE
+from tests.support.demo_page import PATIENCE, VIEWPORT
 from tests.support.log import Log, wait_installed
 from tests.support.nightly import sampled
 from tests.support.patience import PATIENCE as SECONDS
@@ -30,24 +30,65 @@ def log(newest_pg: Cluster) -> Iterator[Log]:
     made.server.close()
 
 
+#: The pages of visitors that have left. Each has a context, and so cookies and storage, of its own: to make one costs a
+#: second of CPU time.
+_left: list[Page] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def contexts() -> Iterator[None]:
+    yield
+    while _left:
+        _left.pop().context.close()
+
+
+def borrow(browser: Browser) -> Page:
+    """Return an empty page with a context of its own."""
+    if _left:
+        return _left.pop()
+    context = browser.new_context(viewport=VIEWPORT, reduced_motion="reduce")
+    context.set_default_timeout(PATIENCE)
+    return context.new_page()
+
+
+def give_back(page: Page, url: str) -> None:
+    """Close the other pages of the context, and empty this one for the next visitor of the server at ``url``."""
+    for other in page.context.pages:
+        if other is not page:
+            other.close()
+    page.goto("about:blank")
+    session = page.context.new_cdp_session(page)
+    session.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"})
+    session.detach()
+    page.set_viewport_size(VIEWPORT)
+    page.emulate_media(color_scheme="light", reduced_motion="reduce")
+    _left.append(page)
+
+
 class Visitor:
     """A page of one of the demos. Fails if anything is written to its console."""
 
     def __init__(self, browser: Browser, url: str, name: str) -> None:
-        self._context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-        self._context.set_default_timeout(PATIENCE)
-        self.page: Page = self._context.new_page()
+        self.page: Page = borrow(browser)
+        self._url = url
         self.problems: list[str] = []
         #: The frames that the server sent, as text.
         self.frames: list[str] = []
-        self.page.on("console", lambda message: self.problems.append(message.text))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on(
-            "websocket", lambda socket: socket.on("framereceived", lambda frame: self.frames.append(str(frame)))
-        )
+        self.page.on("console", self._on_console)
+        self.page.on("pageerror", self._on_error)
+        self.page.on("websocket", self._on_websocket)
         self.page.goto(f"{url}/{name}" if "/" in name else f"{url}/demo/{name}.html")
         expect(self.page.locator("#status")).to_have_attribute("data-state", "connected", timeout=PATIENCE)
         expect(self.page.get_by_role("complementary", name="Security warning")).to_contain_text("AUTH=required")
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        self.problems.append(message.text)
+
+    def _on_error(self, error: Error) -> None:
+        self.problems.append(str(error))
+
+    def _on_websocket(self, socket: WebSocket) -> None:
+        socket.on("framereceived", lambda frame: self.frames.append(str(frame)))
 
     def set_up(self) -> None:
         """Run the demo's SQL, unless another test has."""
@@ -58,14 +99,20 @@ class Visitor:
         expect(self.page.locator("#change")).to_be_enabled()
 
     def close(self) -> None:
-        self._context.close()
+        self.page.remove_listener("console", self._on_console)
+        self.page.remove_listener("pageerror", self._on_error)
+        self.page.remove_listener("websocket", self._on_websocket)
+        give_back(self.page, self._url)
         assert self.problems == []
 
     def __enter__(self) -> "Visitor":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, failed: object, *_: object) -> None:
+        if failed:
+            self.page.context.close()
+        else:
+            self.close()
 
 
 def test_orders_demo_follows_the_table(log: Log, chromium: Browser) -> None:
@@ -280,18 +327,25 @@ def test_votes_demo_goes_on_after_a_restart_of_the_server(log: Log, chromium: Br
 @contextlib.contextmanager
 def votes_pages(log: Log, chromium: Browser) -> Iterator[tuple[list[Page], list[str]]]:
     """Open the demo of votes twice. Yield the pages, and what is written to their consoles."""
-    pages = [chromium.new_page() for _ in range(2)]
+    pages = [borrow(chromium) for _ in range(2)]
     problems: list[str] = []
-    try:
-        for page in pages:
-            page.on("console", lambda message: problems.append(message.text))
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            with page.expect_response("**/stream?**"):
-                page.goto(f"{log.server.url}/demo/votes")
-        yield pages, problems
-    finally:
-        for page in pages:
-            page.close()
+
+    def on_console(message: ConsoleMessage) -> None:
+        problems.append(message.text)
+
+    def on_error(error: Error) -> None:
+        problems.append(str(error))
+
+    for page in pages:
+        page.on("console", on_console)
+        page.on("pageerror", on_error)
+        with page.expect_response("**/stream?**"):
+            page.goto(f"{log.server.url}/demo/votes")
+    yield pages, problems
+    for page in pages:
+        page.remove_listener("console", on_console)
+        page.remove_listener("pageerror", on_error)
+        give_back(page, log.server.url)
 
 
 def counts(page: Page) -> list[int]:
@@ -321,13 +375,15 @@ UNREACHABLE = """() => [...document.querySelectorAll("body *")].filter((element)
 @pytest.mark.parametrize("scheme", sampled(["light", "dark"], lambda scheme: scheme == "light"))
 def test_each_page_has_one_name_fits_a_phone_and_is_accessible(log: Log, chromium: Browser, scheme: str) -> None:
     set_up(log, "orders", "map")
-    page = chromium.new_page(
-        viewport={"width": 1440, "height": 900},
-        reduced_motion="reduce",
-        color_scheme="dark" if scheme == "dark" else "light",
-    )
+    page = borrow(chromium)
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+
+    def on_request(request: Request) -> None:
+        asked.append(request.url)
+
+    page.on("request", on_request)
     try:
         for path, name in PAGES.items():
             page.goto(log.server.url + path)
@@ -354,7 +410,8 @@ def test_each_page_has_one_name_fits_a_phone_and_is_accessible(log: Log, chromiu
             assert page.request.get(str(link.evaluate("link => link.href"))).ok
         assert {address.partition("://")[2].partition("/")[0] for address in asked} == {f"127.0.0.1:{log.server.port}"}
     finally:
-        page.close()
+        page.remove_listener("request", on_request)
+        give_back(page, log.server.url)
 
 
 def set_up(log: Log, *names: str) -> None:
