@@ -117,10 +117,12 @@ class LocalClients:
         With ``sub``, ``sid`` or ``channel`` only those of this user, with this id, or subscribed to this channel.
         """
         found, slow = [], 0
+        # Of all connections only if they decide about the order.
+        counts = listing.sort in (*_RATES, "total_in", "total_out", "round_trip")
         for number, session in enumerate(self._chosen(sub, sid, channel), 1):
             connection = self._connection(session)
             if connection is not None and self._is_found(listing.search, session, connection):
-                figures = self._figures(session, connection, counts=listing.sort in (*_RATES, "total_in", "total_out"))
+                figures = self._figures(session, connection, counts=counts)
                 slow += figures.is_slow
                 found.append((session, connection, figures))
             if number % SLICE == 0:
@@ -131,10 +133,12 @@ class LocalClients:
 
         rows, characters, complete = [], 0, True
         ranked = ordered(found, key, listing.descending, then=lambda one: one[0].sid)
-        for number, (session, connection, _) in enumerate(ranked[: listing.first], 1):
+        for number, (session, connection, figures) in enumerate(ranked[: listing.first], 1):
             described = self.describe(session)
             if described is not None:
-                described |= self._shown(self._figures(session, connection, counts=True))
+                if not counts:
+                    self._count(session.sid, connection, connection.connection, figures)
+                described |= self._shown(figures)
                 if sid is not None:
                     described["subscriptions_of"] = self.subscriptions(sid)
                 characters += len(orjson.dumps(described))
@@ -263,10 +267,6 @@ class LocalClients:
                 return self._hub.count_channels(session.sid) + len(self._tables.names(session.sid))
             case "slow":
                 return figures.buffered, figures.stuck, figures.replay_lag or 0
-            case "round_trip":
-                transport = connection.connection
-                kernel = None if transport is None else transport.kernel_counts()
-                return None if kernel is None else kernel.round_trip
             case "node":  # the same for all of a process
                 return 0
         return getattr(figures, column)
