@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
@@ -119,21 +120,67 @@ def run_setup(page: Page) -> None:
     expect(page.locator("#change")).to_be_enabled()
 
 
-#: Screenshot → its page, and the function that prepares the page.
-PICTURES: dict[str, tuple[str, Callable[[Page], None]]] = {
-    "playground": ("/static/test.html?channels=", fill),
-    "orders": ("/demo/orders.html", follow_orders),
-    "map": ("/demo/map.html", move_people),
-    "chat": ("/demo/chat.html", chat),
+def inspect_now(page: Page) -> None:
+    """Show the inspector's figures while the demos change rows. The charts begin when the server started."""
+    make_changes(page)
+    expect(page.locator("#status")).to_have_text("Live")
+    expect(page.locator(".list tbody tr").first).to_be_visible()
+    page.evaluate("new Promise((resolve) => setTimeout(resolve, 8000))")  # until there are rates
+
+
+def inspect_channel(page: Page) -> None:
+    """Show the live messages of a watched table, one of them open."""
+    make_changes(page)
+    messages = page.locator(".events summary")
+    expect(messages.nth(12)).to_be_visible()
+    page.get_by_role("button", name="Pause").click()
+    messages.nth(2).click()
+    page.mouse.move(0, 0)
+
+
+def make_changes(page: Page) -> None:
+    """Let the demos of orders and of the map change rows, as if somebody had both open."""
+    assert page.context.browser is not None
+    for name in ("orders", "map"):
+        other = page.context.browser.new_page()
+        other.goto(page.url.partition("/inspector/")[0] + f"/demo/{name}.html")
+        run_setup(other)
+        other.click("#keep")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A screenshot of the page at ``path``, which ``prepare`` prepares. ``None`` is as on the command line."""
+
+    path: str
+    prepare: Callable[[Page], None]
+    width: int | None = None
+    height: int = 690
+    dark: bool | None = None
+    scale: int = 2
+
+
+_ORDERS = "/inspector/#/channels/table%3Asocketio_pg_demo.orders"
+
+#: Screenshot → its page. The inspector's are in both themes, of a wide screen and of a phone.
+PICTURES = {
+    "playground": Picture("/static/test.html?channels=", fill),
+    "orders": Picture("/demo/orders.html", follow_orders),
+    "map": Picture("/demo/map.html", move_people),
+    "chat": Picture("/demo/chat.html", chat),
+    "inspector-channel": Picture(_ORDERS, inspect_channel, 1440, 900, dark=False, scale=1),
+    "inspector-channel-phone": Picture(_ORDERS, inspect_channel, 390, 844, dark=True, scale=2),
+    "inspector-now": Picture("/inspector/", inspect_now, 1440, 900, dark=True, scale=1),
+    "inspector-now-phone": Picture("/inspector/", inspect_now, 390, 844, dark=False, scale=2),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Take screenshots of the playground and the demos.")
+    parser = argparse.ArgumentParser(description="Take screenshots of the playground, the demos and the inspector.")
     parser.add_argument("url", help="a running development server, for example http://127.0.0.1:3030")
     parser.add_argument("folder", type=Path, help="folder for the PNG files")
     parser.add_argument("--dark", action="store_true", help="use the dark colour scheme")
-    parser.add_argument("--width", type=int, default=1120, help="in CSS pixels; the screenshot has twice as many")
+    parser.add_argument("--width", type=int, default=1120, help="in CSS pixels, of those that name no width")
     parser.add_argument("--only", choices=PICTURES, help="take only this screenshot")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -143,15 +190,16 @@ def main() -> None:
             args=["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])],
         )
         for name in [arguments.only] if arguments.only else PICTURES:
-            path, prepare = PICTURES[name]
+            wanted = PICTURES[name]
+            dark = arguments.dark if wanted.dark is None else wanted.dark
             page = browser.new_page(
-                viewport={"width": arguments.width, "height": 690},
-                device_scale_factor=2,
-                color_scheme="dark" if arguments.dark else "light",
+                viewport={"width": wanted.width or arguments.width, "height": wanted.height},
+                device_scale_factor=wanted.scale,
+                color_scheme="dark" if dark else "light",
                 reduced_motion="reduce",
             )
-            page.goto(arguments.url.rstrip("/") + path)
-            prepare(page)
+            page.goto(arguments.url.rstrip("/") + wanted.path)
+            wanted.prepare(page)
             picture = arguments.folder / f"{name}.png"
             page.screenshot(path=picture)
             page.close()

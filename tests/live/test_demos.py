@@ -11,7 +11,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, WebSocket, expect
 
-from tests.support.accessibility import violations
+from tests.support.accessibility import unreachable, violations
 from tests.support.clients import SocketClient
 from tests.support.demo_page import PATIENCE, VIEWPORT
 from tests.support.log import Log, wait_installed
@@ -363,14 +363,6 @@ PAGES = {
     "/inspector/": "Inspector",
 }
 
-#: Returns the scrollable elements that the keyboard does not reach, or that have no role or no name.
-UNREACHABLE = """() => [...document.querySelectorAll("body *")].filter((element) => {
-  if (!/auto|scroll/.test(getComputedStyle(element).overflowY)) return false;
-  if (element.scrollHeight <= element.clientHeight || element.matches("textarea")) return false;
-  if (element.querySelector("button:enabled, input:enabled, [tabindex='0']")) return false;
-  return element.tabIndex < 0 || !element.getAttribute("role") || !element.getAttribute("aria-labelledby");
-}).map((element) => element.outerHTML.slice(0, 100))"""
-
 
 @pytest.mark.parametrize("scheme", sampled(["light", "dark"], lambda scheme: scheme == "light"))
 def test_each_page_has_one_name_fits_a_phone_and_is_accessible(log: Log, chromium: Browser, scheme: str) -> None:
@@ -404,7 +396,7 @@ def test_each_page_has_one_name_fits_a_phone_and_is_accessible(log: Log, chromiu
             for width, height in ((1280, 400), (390, 844)):
                 page.set_viewport_size({"width": width, "height": height})
                 assert page.evaluate("document.documentElement.scrollWidth") == width, (name, width)
-                assert page.evaluate(UNREACHABLE) == [], (name, width)
+                assert unreachable(page) == [], (name, width)
             page.set_viewport_size({"width": 1440, "height": 900})
         for link in links.all():
             assert page.request.get(str(link.evaluate("link => link.href"))).ok

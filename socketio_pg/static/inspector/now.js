@@ -208,7 +208,7 @@ function showDatabase(postgres, log, { at, database }) {
   } else {
     facts.push(
       ["Database", `${database.name ?? "–"}, PostgreSQL ${database.version ?? "–"}${database.standby ? ", standby" : ""}`],
-      ["Size", bytes(database.size)],
+      ...(database.size ? [["Size", bytes(database.size)]] : []),
       ["Backends", backends ? `${count(backends.ours)} ours of ${count(backends.all)}, at most ${count(backends.most)}` : "–"],
       ["LISTEN", plural(database.listen_channels ?? 0, "channel")],
       ["NOTIFY queue", database.notify_queue === null || database.notify_queue === undefined ? "–" : `${short(database.notify_queue * 100)} % full`],
