@@ -13,8 +13,9 @@ from socketio_pg.version import __version__
 from tests.support import npm, typescript
 from tests.support.server import ROOT
 
-#: The compilers of the oldest and the newest version that the types support.
+#: The oldest and the newest compiler that the package supports.
 COMPILERS = ("5.0.4", "latest")
+EXAMPLES = ("react", "tanstack")
 #: Modules of the single file for `<script type="module">`, which the package does not need.
 STATIC = {"static", "io.static", "parts.static"}
 
@@ -77,19 +78,61 @@ def test_publint_finds_nothing(archive: Path) -> None:
     assert "All good!" in found
 
 
-@pytest.mark.parametrize("resolution", ["nodenext", "bundler"])
-def test_types_under_the_strict_compiler(bare: Path, resolution: str) -> None:
-    """Also those of the package itself: `skipLibCheck` is off."""
+def problems(bare: Path, resolution: str, tsc: Path | None = None, *, whole: bool) -> list[str]:
+    """Compile the programs. ``whole``: check also the package's own declarations, and those of the browser."""
     module = "nodenext" if resolution == "nodenext" else "esnext"
-    options = {"moduleResolution": resolution, "module": module, "lib": ["es2022", "dom", "dom.iterable"]}
-    assert typescript.errors(bare, skipLibCheck=False, **options) == []
+    options: dict[str, Any] = {"moduleResolution": resolution, "module": module, "skipLibCheck": not whole}
+    return typescript.errors(bare, tsc=tsc, lib=["es2022", "dom", "dom.iterable"], **options)
+
+
+def test_types_under_the_strict_compiler(bare: Path) -> None:
+    assert problems(bare, "nodenext", whole=False) == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", COMPILERS)
+def test_types_under_other_compilers(bare: Path, version: str, tmp_path: Path) -> None:
+    tsc = npm.install(tmp_path, f"typescript@{version}") / "typescript" / "bin" / "tsc"
+    assert problems(bare, "nodenext", tsc, whole=True) == []
+    assert problems(bare, "bundler", tsc, whole=True) == []
+
+
+@pytest.mark.nightly
+def test_are_the_types_wrong(archive: Path, tmp_path: Path) -> None:
+    """The package has ES modules only, which is why CommonJS is left out."""
+    program = npm.install(tmp_path, "@arethetypeswrong/cli") / ".bin" / "attw"
+    assert "No problems found" in npm.run([str(program), str(archive), "--profile", "esm-only"], tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_are_built_in_a_bare_folder(archive: Path, example: str, tmp_path: Path) -> None:
+    """With the package as npm has it, by the example's own compiler; then under the oldest and the newest one."""
+    folder = tmp_path / "example"
+    ignored = shutil.ignore_patterns("node_modules", "dist", "package-lock.json")
+    shutil.copytree(ROOT / "examples" / example, folder, ignore=ignored)
+    wanted = json.loads((folder / "package.json").read_text())
+    assert wanted["dependencies"]["socketio-pg"] == "file:../../js"
+    wanted["dependencies"]["socketio-pg"] = f"file:{archive}"
+    (folder / "package.json").write_text(json.dumps(wanted))
+    npm.install(folder)
+    npm.run(["npm", "run", "build"], folder)
+    assert list((folder / "dist").rglob("*.js"))
+    for version in COMPILERS:
+        place = tmp_path / version
+        place.mkdir()
+        tsc = npm.install(place, f"typescript@{version}") / "typescript" / "bin" / "tsc"
+        assert npm.run(["node", str(tsc), "--noEmit", "--project", str(folder)], folder) == ""
 
 
 def test_programs_in_a_bare_folder(bare: Path) -> None:
+    """Also of the hooks, without a browser."""
     script = (
-        "import * as all from 'socketio-pg'; import * as old from 'socketio-pg/subscriptions';"
-        "console.log(JSON.stringify([Object.keys(all).sort(), typeof old.Subscriptions]))"
+        "const all = await import('socketio-pg'), old = await import('socketio-pg/subscriptions');"
+        "const hooks = await import('socketio-pg/react');"
+        "console.log(JSON.stringify([all, old, hooks].map((one) => Object.keys(one))))"
     )
-    names, old = json.loads(npm.run(["node", "--input-type=module", "--eval", script], bare))
+    names, old, hooks = json.loads(npm.run(["node", "--input-type=module", "--eval", script], bare))
     assert names == ["PublishError", "SocketIoPgError", "SubscriptionError", "TokenError", "createClient"]
-    assert old == "function"
+    assert "Subscriptions" in old
+    assert {"SocketIoPgProvider", "useChannel", "useConnectionState", "usePresence", "useTable"} <= set(hooks)

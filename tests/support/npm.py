@@ -24,13 +24,14 @@ def pack(folder: Path) -> Path:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Put the package into ``node_modules`` of a folder, with the stock client. Return its place."""
+    """Put the package into ``node_modules`` of a folder, with its peers and their types. Return its place."""
     modules = folder / "node_modules"
     modules.mkdir(parents=True)
     with tarfile.open(archive) as opened:
         opened.extractall(modules, filter="data")
     (modules / "package").rename(modules / "socketio-pg")
-    for name in ("socket.io-client", "engine.io-client", "socket.io-parser", "engine.io-parser", "@socket.io"):
+    for name in ("socket.io-client", "react", "@types/react", "csstype"):
+        (modules / name).parent.mkdir(exist_ok=True)
         (modules / name).symlink_to(PACKAGE / "node_modules" / name)
     return modules / "socketio-pg"
 
@@ -40,3 +41,11 @@ def run(command: Sequence[str], folder: Path) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def install(folder: Path, *packages: str) -> Path:
+    """Install packages of the registry, or those of ``package.json``, in a folder. Return ``node_modules``."""
+    if not (folder / "package.json").exists():
+        (folder / "package.json").write_text('{"private": true}')
+    run(["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", *packages], folder)
+    return folder / "node_modules"
