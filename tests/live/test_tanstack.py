@@ -1,7 +1,6 @@
 """The example examples/tanstack: optimistic changes of a TanStack DB collection, until they come from the database."""
 
 import contextlib
-import subprocess
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from tests.support import npm
 from tests.support.log import Log, wait_installed
 from tests.support.node import NodeClient
 from tests.support.postgres import Cluster
@@ -34,10 +34,10 @@ def log(newest_pg: Cluster) -> Iterator[Log]:
 
 
 @pytest.fixture(scope="module")
-def page(log: Log) -> Iterator["Page"]:
-    for command in (["npm", "ci", "--no-audit", "--no-fund"], ["npm", "run", "--silent", "build"]):
-        subprocess.run(command, cwd=EXAMPLE, check=True, stdout=subprocess.DEVNULL)
-    with contextlib.closing(Page(log.server.url)) as made:
+def page(log: Log, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Page"]:
+    folder = tmp_path_factory.mktemp("tanstack")
+    built = npm.build_example(EXAMPLE, npm.pack(folder), folder / "example")
+    with contextlib.closing(Page(log.server.url, str(built))) as made:
         assert made.next(kind="ready")["rows"] == 0
         yield made
 
@@ -45,8 +45,8 @@ def page(log: Log) -> Iterator["Page"]:
 class Page(NodeClient):
     """A Node process with the collection."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url, str(EXAMPLE), "tanstack.mjs")
+    def __init__(self, url: str, example: str) -> None:
+        super().__init__(url, example, "tanstack.mjs")
 
     def run(self, command: str, *given: object) -> dict[str, Any]:
         """Change rows. Return the first of them right after the call."""

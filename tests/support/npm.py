@@ -49,3 +49,17 @@ def install(folder: Path, *packages: str) -> Path:
         (folder / "package.json").write_text('{"private": true}')
     run(["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", *packages], folder)
     return folder / "node_modules"
+
+
+def build_example(example: Path, archive: Path, folder: Path) -> Path:
+    """Build an example in a new folder, with the package from an archive in place of js/. Return the folder."""
+    ignored = shutil.ignore_patterns("node_modules", "dist", "package-lock.json")
+    shutil.copytree(example, folder, ignore=ignored)
+    wanted = json.loads((folder / "package.json").read_text())
+    assert wanted["dependencies"]["socketio-pg"] == "file:../../js"
+    wanted["dependencies"]["socketio-pg"] = f"file:{archive}"
+    (folder / "package.json").write_text(json.dumps(wanted))
+    install(folder)
+    run(["npm", "run", "build"], folder)
+    assert list((folder / "dist").rglob("*.js"))
+    return folder
