@@ -1,24 +1,35 @@
 """The package of js/ as npm would publish it, in folders that have nothing else."""
 
 import json
+import re
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.bundles import PACKAGE, build_package
 from tests.support.missing import missing
-from tests.support.typescript import PACKAGE, compiler
 
 
 def pack(folder: Path) -> Path:
     """Build the package in a copy of js/. Return the archive that `npm publish` would send."""
     if shutil.which("npm") is None:
         missing("The package for browsers", "install Node and npm, and run 'make setup'")
+    build_package()
     copy = folder / "js"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("node_modules", "dist"), dirs_exist_ok=True)
-    (copy / "node_modules").symlink_to(PACKAGE / "node_modules")
-    run(["node", str(compiler()), "-p", "tsconfig.json"], copy)
+    modules = {path.stem for path in (PACKAGE / "src").rglob("*.ts*")}
+
+    def left_out(place: str, names: list[str]) -> list[str]:
+        """Also what an earlier build has left, of modules that are no more."""
+        return [
+            name
+            for name in names
+            if name == "node_modules"
+            or (Path(place).name == "dist" and re.sub(r"(\.d)?\.[jt]s(\.map)?$", "", name) not in modules)
+        ]
+
+    shutil.copytree(PACKAGE, copy, ignore=left_out)
     [found] = json.loads(run(["npm", "pack", "--json", "--ignore-scripts", "--pack-destination", str(folder)], copy))
     return folder / str(found["filename"])
 
