@@ -133,9 +133,11 @@ def _parsed(origin: str | None) -> _Origin | None:
 def is_local(environ: Mapping[str, Any]) -> bool:
     """Return whether a request comes from this machine, to a name of the loopback interface, and through no proxy.
 
-    The name keeps out pages whose owner points their own name at this machine (DNS rebinding).
+    The name keeps out pages whose owner points their own name at this machine (DNS rebinding). A proxy is known by the
+    headers that it adds, and nginx, which by default adds none, by the version of HTTP that it speaks to servers. One
+    that passes connections on unread, such as kubectl port-forward, cannot be known.
     """
-    if any(name in environ for name in _FORWARDED):
+    if environ.get("SERVER_PROTOCOL") == "HTTP/1.0" or any(name.startswith(_FORWARDED) for name in environ):
         return False
     try:
         local = ipaddress.ip_address(str(environ.get("REMOTE_ADDR") or "")).is_loopback
@@ -145,8 +147,8 @@ def is_local(environ: Mapping[str, Any]) -> bool:
     return local and host is not None and _is_loopback((host[1] or host[2]).lower().removesuffix("."))
 
 
-#: Headers that proxies add.
-_FORWARDED = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_REAL_IP")
+#: How headers begin that proxies add.
+_FORWARDED = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_", "HTTP_X_REAL_IP", "HTTP_CF_", "HTTP_X_ORIGINAL_")
 
 
 def _is_loopback(host: str) -> bool:

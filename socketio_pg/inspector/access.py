@@ -126,11 +126,16 @@ class InspectorAccess:
     # -- tokens, passes, and the own machine ---------------------------------------------------------------------------
 
     def open(self, purpose: Any, text: str) -> Reader | None:
-        """Return the reader of a pass, unless it has expired, or the settings with which it was got have changed."""
+        """Return the reader of a pass, unless it has expired, or the settings with which it was got have changed.
+
+        A pass may come from a node with other settings, or from a reader who knows the key: see :class:`Passes`.
+        """
         reader = self._passes.open(purpose, text)
-        if reader is None or reader.by == "development":
-            return reader
-        valid = {self._proof_of_roles()} if self._has_roles and reader.by == "jwt" else self._proofs_of_tokens(reader)
+        if reader is None:
+            return None
+        if reader.by == "development":
+            return reader if self._settings.debug else None
+        valid = self._proofs_of_roles(reader) if reader.by == "jwt" else self._proofs_of_tokens(reader)
         return reader if reader.proof in valid else None
 
     def _of_token(self, environ: dict[str, Any], token: str) -> Reader:
@@ -155,9 +160,17 @@ class InspectorAccess:
         token = settings.inspector_admin_token if reader.may_act else settings.inspector_token
         return set() if token is None else {_digest(token)}
 
+    def _proofs_of_roles(self, reader: Reader) -> set[str]:
+        settings = self._settings
+        roles = settings.inspector_admin_roles if reader.may_act else self._has_roles
+        return {self._proof_of_roles()} if roles else set()
+
     def _proof_of_roles(self) -> str:
         settings = self._settings
-        return _digest("\0".join([*settings.inspector_roles, "", *settings.inspector_admin_roles]))
+        # With the keys: a new one is to end the sign-ins of tokens of the old one.
+        keys = (settings.jwt_secret, settings.jwt_public_key, settings.jwks_url)
+        roles = [*settings.inspector_roles, "", *settings.inspector_admin_roles]
+        return _digest("\0".join([*roles, *(key or "" for key in keys)]))
 
     def _developer(self, environ: Mapping[str, Any]) -> Reader | None:
         """Return the reader on the own machine in development; None for any other one."""

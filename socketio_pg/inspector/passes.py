@@ -2,7 +2,7 @@
 
 Sealed with the cluster key. A process that has none, because the database was down when it started or has no schema,
 seals with a key derived from the secret settings: these are the same on all nodes, so a person can sign in during an
-outage.
+outage. A reader knows INSPECTOR_TOKEN: alone it makes no key for passes of people who may act.
 """
 
 import base64
@@ -50,7 +50,9 @@ class Passes:
 
     def __init__(self, settings: Settings, sealing: Sealing) -> None:
         self._sealing = sealing
-        secrets = (settings.inspector_token, settings.inspector_admin_token, settings.jwt_secret, *settings.cluster_key)
+        secrets = [settings.inspector_admin_token, settings.jwt_secret, *settings.cluster_key]
+        if any(secrets) or not (settings.debug or settings.inspector_admin_roles):
+            secrets.append(settings.inspector_token)
         known = "\0".join(filter(None, secrets))
         self._own = Seal()
         key = Key.from_text(f"inspector\0{known}") if known else Key.from_bytes(os.urandom(32))

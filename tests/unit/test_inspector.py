@@ -1,19 +1,24 @@
 """The inspector's pure parts: samples, latencies, roles, passes."""
 
+import base64
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from flask import Flask
 
+from socketio_pg.access.authentication import Authenticator
 from socketio_pg.core.config import Settings
 from socketio_pg.core.messages import from_log
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.core.seal import Key, Seal
 from socketio_pg.core.sealing import Sealing
 from socketio_pg.engine.origins import is_local
+from socketio_pg.gateway.admission import Admission
 from socketio_pg.inspector import latency
-from socketio_pg.inspector.access import has_value
+from socketio_pg.inspector.access import InspectorAccess, has_value
 from socketio_pg.inspector.latency import Latencies, Measured, Sent, quantiles
 from socketio_pg.inspector.passes import SESSION, TICKET, Passes, Reader
 from socketio_pg.inspector.samples import COUNT, NAMES, Samples, Value, merge
@@ -175,6 +180,41 @@ def test_pass_without_a_cluster_key_is_good_where_the_secrets_are_the_same() -> 
 
 
 @pytest.mark.parametrize(
+    "more", [{"inspector_admin_token": "fedcba9876543210"}, {"inspector_admin_roles": ("boss",)}, {"debug": True}]
+)
+def test_inspector_token_alone_makes_no_key_where_somebody_may_act(more: dict[str, Any]) -> None:
+    token = "0123456789abcdef"
+    known = Key.from_text(f"inspector\0{token}").id
+    reading = Passes(Settings(inspector_token=token), sealing(None))
+    assert sealed_with(reading.issue(SESSION, Reader(False, "token"), 60)) == known
+    acting = Passes(Settings(inspector_token=token, **more), sealing(None))
+    assert sealed_with(acting.issue(SESSION, Reader(True, "jwt"), 60)) != known
+
+
+@pytest.mark.parametrize("forged", [Reader(True, "development"), Reader(True, "jwt"), Reader(True, "token")])
+def test_pass_that_a_reader_has_made_is_refused(forged: Reader) -> None:
+    settings = Settings(inspector_token="0123456789abcdef", inspector_roles=("operator",), jwt_secret="s" * 64)
+    access = inspector_access(settings)
+    # Whoever has the keys, such as another node, seals what its own settings allow.
+    proof = access._proof_of_roles()
+    text = Passes(settings, sealing(None)).issue(SESSION, replace(forged, proof=proof), 60)
+    assert access.open(SESSION, text) is None
+    read = Passes(settings, sealing(None)).issue(SESSION, replace(forged, may_act=False, by="jwt", proof=proof), 60)
+    assert access.open(SESSION, read) is not None
+    renewed = inspector_access(replace(settings, jwt_secret="t" * 64, cluster_key=("k" * 32,)))
+    assert renewed.open(SESSION, read) is None
+
+
+def inspector_access(settings: Settings) -> InspectorAccess:
+    authenticator = Authenticator(settings, Flask(__name__))
+    return InspectorAccess(settings, authenticator, Admission(settings), Passes(settings, sealing(None)))
+
+
+def sealed_with(text: str) -> str:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode().split(" ")[2]
+
+
+@pytest.mark.parametrize(
     ("environ", "local"),
     [
         ({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "127.0.0.1:3030"}, True),
@@ -189,6 +229,10 @@ def test_pass_without_a_cluster_key_is_good_where_the_secrets_are_the_same() -> 
         ({"REMOTE_ADDR": "", "HTTP_HOST": "localhost"}, False),
         ({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost", "HTTP_X_FORWARDED_FOR": "127.0.0.1"}, False),
         ({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost", "HTTP_VIA": "1.1 proxy"}, False),
+        ({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost", "HTTP_X_FORWARDED_PROTO": "https"}, False),
+        # By default, nginx sends Host with the server's own address, and no other header.
+        ({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "127.0.0.1:3030", "SERVER_PROTOCOL": "HTTP/1.0"}, False),
+        ({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "127.0.0.1:3030", "SERVER_PROTOCOL": "HTTP/1.1"}, True),
     ],
 )
 def test_own_machine(environ: dict[str, str], local: bool) -> None:
