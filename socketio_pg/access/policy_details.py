@@ -3,13 +3,15 @@
 `policies` asks PostgreSQL for the decision itself; this is for people who want to know why. Everything is rolled back.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from socketio_pg.access.questions import INSERTING, Action, Question
-from socketio_pg.core.errors import DatabaseError, LogNotInstalledError
+from socketio_pg.core import green
+from socketio_pg.core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, LogNotInstalledError
 from socketio_pg.postgres.database import Database, encode_text, fetch, fetch_as_is, is_busy, session
 from socketio_pg.postgres.trust import verify
 
@@ -137,26 +139,42 @@ def _named(policies: Sequence[Evaluated]) -> str:
 class PolicyDetails:
     """Reads and evaluates the policies in ``database``, each time on a new connection. ``timeout``: seconds for each.
 
-    All methods wait, and raise :class:`DatabaseUnavailableError`, :class:`LogNotInstalledError` and
-    :class:`DatabaseError`.
+    All methods wait, and raise :class:`DatabaseUnavailableError`, also when too many people ask,
+    :class:`LogNotInstalledError` and :class:`DatabaseError`.
     """
+
+    #: Connections at a time; seconds for all policies together.
+    most, seconds = 3, 15.0
 
     def __init__(self, database: Database, timeout: float) -> None:
         self._database = database
         self._timeout = timeout
+        self._busy = 0
 
     def read(self) -> list[Policy]:
         """Return all policies, the permissive ones first."""
-        with session(self._database, _PART) as connection:
-            verify(self._database, connection)
+        with self._session() as connection:
             return self._read(connection)
 
     def evaluate(self, questions: Sequence[Question]) -> list[Evaluation]:
         """Return what the policies say to each question."""
-        with session(self._database, _PART) as connection:
-            verify(self._database, connection)
+        with self._session() as connection:
             policies = self._read(connection)
             return [self._evaluate(connection, question, policies) for question in questions]
+
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[Any]:
+        if self._busy >= self.most:
+            raise DatabaseUnavailableError("too many requests ask the policies at the moment: try again later")
+        self._busy += 1
+        try:
+            with green.timeout(self.seconds), session(self._database, _PART) as connection:
+                verify(self._database, connection)
+                yield connection
+        except green.TimedOut:
+            raise DatabaseTimeoutError(f"the policies took longer than {self.seconds:g} s together") from None
+        finally:
+            self._busy -= 1
 
     def _read(self, connection: Any) -> list[Policy]:
         rows = fetch(connection, _POLICIES, seconds=self._timeout + 1.0)

@@ -301,4 +301,8 @@ def _counted(found: Done | Connections) -> dict[str, Any]:
 def _check_text(name: str, value: object, most: int) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= most:
         raise InvalidRequestError(f"{name} must be a text of 1 to {most} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which cannot be sent to other processes
+        raise InvalidRequestError(f"{name} is not Unicode text") from None
     return value

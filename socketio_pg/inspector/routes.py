@@ -32,6 +32,8 @@ Getter = Callable[[], dict[str, Any]]
 #: Gets the object in the body of a POST, and returns the answer.
 Poster = Callable[[dict[str, Any]], dict[str, Any] | Response]
 
+#: The maximum size of a body of somebody who may not be signed in: a token.
+MAX_ANONYMOUS_BYTES = 65_536
 FILES = STATIC / "inspector"
 #: Files of the other pages that the page uses, too.
 SHARED = ("page.css", "sql.js", "favicon.svg")
@@ -88,7 +90,7 @@ class Routes:
             self._access.require_same_origin(request.environ)
             self._admit("act" if acts else needs)
             require_json()
-            body = read_object(self._max_bytes)
+            body = read_object(MAX_ANONYMOUS_BYTES if needs == "nothing" else self._max_bytes)
             if acts or needs == "act":
                 logger.info("inspector: %s, signed in with %s", path, reader())
             found = handler(body)

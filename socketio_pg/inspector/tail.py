@@ -100,7 +100,7 @@ class Tail:
         self._add("tail", body, min(len(text), BEGINNING if len(text) > MAX_PAYLOAD else len(text)) + 200)
         self._messages += 1
         if "replayed" not in extra:
-            while self._messages > MAX_WAITING or self._characters > MAX_CHARACTERS:
+            while self._messages > MAX_WAITING or (self._messages and self._characters > MAX_CHARACTERS):
                 self._drop_oldest()
 
     def gap(self, gap: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Watches in the inspector: the watched tables, and switching one on or off with the server's role."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ class WatchesApi:
     def set(self, body: dict[str, Any]) -> dict[str, Any]:
         """``POST watches/set``."""
         table, enabled = body.get("table"), body.get("enabled")
-        if not isinstance(table, str) or not 1 <= len(table) <= 1_000:
+        if not isinstance(table, str) or not _is("text", table) or not 1 <= len(table) <= 1_000:
             raise InvalidRequestError("table must be the name of a table, such as public.orders")
         if not isinstance(enabled, bool):
             raise InvalidRequestError("enabled must be true or false")
@@ -140,9 +141,10 @@ _WORDS = {
 def _is(type: str, value: object) -> bool:
     match type:
         case "text":
-            return isinstance(value, str) and "\0" not in value
+            # Characters that PostgreSQL cannot store; \ud800 to \udfff are lone surrogates.
+            return isinstance(value, str) and re.search("[\0\ud800-\udfff]", value) is None
         case "text[]":
-            return isinstance(value, list) and all(isinstance(one, str) and "\0" not in one for one in value)
+            return isinstance(value, list) and all(_is("text", one) for one in value)
         case "boolean":
             return isinstance(value, bool)
     whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31

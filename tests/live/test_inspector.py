@@ -57,6 +57,7 @@ def test_nobody_is_anonymous(server: ServerProcess) -> None:
     assert refused(page.post("login", {"token": "wrong, and long enough"})) == (401, "unauthorized")
     assert refused(page.post("login", {"token": ""})) == (400, "invalid_request")
     assert refused(page.post("login", ["token"])) == (400, "invalid_request")
+    assert refused(page.post("login", {"token": "x" * 100_000})) == (413, "payload_too_large")
     assert refused(page.get("nothing")) == (404, "invalid_request")
     assert refused(page.get("login")) == (405, "invalid_request")
     assert refused(page.session.post(f"{page.url}/api/login", data="token=x", timeout=PATIENCE)) == (

@@ -3,6 +3,7 @@
 Two nodes on one database, one of which has two workers: an answer is always that of all three processes.
 """
 
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -253,6 +254,20 @@ def test_permissions_are_explained(nodes: Nodes) -> None:
         assert refused(nodes.reader.post("permission", body)) == (400, "invalid_request")
 
 
+def test_policies_are_asked_on_few_connections(nodes: Nodes) -> None:
+    nodes.sql(
+        """CREATE POLICY "slow" ON socketio_pg.messages FOR SELECT TO lists_customer
+        USING (channel = 'sloth' AND pg_sleep(0.4) IS NOT NULL)"""
+    )
+    body = {"channel": "sloth", "claims": {"sub": "ann", "role": "lists_customer"}, "actions": ["subscribe"]}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        # To a node with one worker.
+        answers = list(pool.map(lambda _: Inspector(nodes.other, TOKEN).post("permission", body), range(8)))
+    nodes.sql('DROP POLICY "slow" ON socketio_pg.messages')
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert sum(answer.status_code == 200 for answer in answers) < 8
+
+
 def test_publishing_and_tokens_need_the_right_to_act(nodes: Nodes, people: dict[str, Any]) -> None:
     message = {"channel": "orders:1", "payload": {"n": 7}, "id": "inspector-1", "durable": True}
     needed: list[tuple[str, dict[str, Any]]] = [
@@ -359,6 +374,7 @@ def test_watches_are_switched(nodes: Nodes) -> None:
     for body in (
         on | {"table": "public.nothing"}, on | {"channel": "o:{nothing}"}, on | {"operations": "INSERT"},
         on | {"enabled": 1}, on | {"other": 1}, {"enabled": True},
+        on | {"table": "a\ud800"}, on | {"table": "a\0"}, on | {"channel": "\ud800"}, on | {"columns": ["\ud800"]},
     ):  # fmt: skip
         assert refused(nodes.admin.post("watches/set", body)) == (400, "invalid_request")
     assert nodes.reader.read("watches")["watches"] == []
