@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import selectors
 import socket
 import statistics
@@ -102,6 +103,16 @@ def look(port: int) -> Any:
     return client
 
 
+def poll(port: int, paths: list[str], seconds: float, ended: threading.Event) -> None:
+    """Read paths of the API, as the page does for its lists."""
+    while not ended.wait(seconds):
+        for path in paths:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/inspector/api/{path}")
+            request.add_header("Authorization", f"Bearer {TOKEN}")
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                answer.read()
+
+
 def drain(selector: selectors.BaseSelector, ended: threading.Event) -> None:
     while not ended.is_set():
         for key, _ in selector.select(0.5):
@@ -110,7 +121,7 @@ def drain(selector: selectors.BaseSelector, ended: threading.Event) -> None:
                 selector.unregister(key.fileobj)
 
 
-def publish(urls: list[str], rate: float, ended: threading.Event) -> None:
+def publish(urls: list[str], rate: float, channels: int, ended: threading.Event) -> None:
     """Publish ``rate`` messages a second to each database, five in a transaction."""
     connections = [psycopg2.connect(url) for url in urls]
     text = json.dumps({"n": 1, "text": "x" * 80})
@@ -118,7 +129,10 @@ def publish(urls: list[str], rate: float, ended: threading.Event) -> None:
     while not ended.wait(max(0.0, due - time.monotonic())):
         for connection in connections:
             with connection, connection.cursor() as cursor:
-                cursor.execute("SELECT socketio_pg.publish('bench', %s) FROM generate_series(1, 5)", (text,))
+                for number in range(5):
+                    # With several channels: one message for those who are subscribed, and four for nobody.
+                    name = "bench" if channels == 1 or number == 0 else f"bench:{random.randrange(channels - 1)}"
+                    cursor.execute("SELECT socketio_pg.publish(%s, %s)", (name, text))
         due += 5 / rate
 
 
@@ -128,6 +142,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50, help="messages a second; 0: none")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--channels", type=int, default=1, help="channels with messages")
+    parser.add_argument("--poll", nargs="*", default=[], help="paths of the API, such as channels and clients")
+    parser.add_argument("--each", type=float, default=2, help="seconds between two times that they are read")
     parser.add_argument("--reverse", action="store_true", help="start the servers in the other order")
     options = parser.parse_args()
     ended = threading.Event()
@@ -150,10 +167,13 @@ def main() -> None:
         stack.callback(ended.set)
         threading.Thread(target=drain, args=(selector, ended), daemon=True).start()
         if options.rate:
-            threading.Thread(target=publish, args=(urls, options.rate, ended), daemon=True).start()
+            threading.Thread(target=publish, args=(urls, options.rate, options.channels, ended), daemon=True).start()
         for name, (_, looked) in VARIANTS.items():
             if looked:
                 stack.callback(look(servers[name].port).disconnect)
+                if options.poll:
+                    arguments = (servers[name].port, options.poll, options.each, ended)
+                    threading.Thread(target=poll, args=arguments, daemon=True).start()
         time.sleep(3)
         found: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for _ in range(options.repeats):
