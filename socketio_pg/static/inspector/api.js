@@ -47,8 +47,8 @@ async function send(address, options) {
 }
 
 /**
- * Calls `action(signal)` now and again `pause` ms after each end, as long as somebody can see the page. `onError` gets what
- * it throws. Returns {stop, again}: `again()` calls it at once, in place of a call that is still going on.
+ * Calls `action(signal)` now and again `pause` ms after each end, or after as many as it returns if these are more, as long
+ * as somebody can see the page. `onError` gets what it throws. Returns {stop, again}: `again()` calls it at once, in place of a call that is still going on.
  */
 export function repeat(action, pause, onError) {
   let timer;
@@ -58,15 +58,16 @@ export function repeat(action, pause, onError) {
     clearTimeout(timer);
     aborter.abort();
     const mine = aborter = new AbortController();
+    let wanted = 0;
     if (!document.hidden) {
       try {
-        await action(mine.signal);
+        wanted = Number(await action(mine.signal)) || 0;
       } catch (error) {
         if (mine.signal.aborted) return;
         onError(error);
       }
     }
-    if (!stopped && mine === aborter) timer = setTimeout(run, pause);
+    if (!stopped && mine === aborter) timer = setTimeout(run, Math.max(pause, wanted));
   }
   const onVisible = () => { if (!document.hidden) run(); };
   document.addEventListener("visibilitychange", onVisible);

@@ -6,6 +6,7 @@ import { count } from "./format.js";
 import { Table } from "./table.js";
 
 const PAUSE = 3_000; // ms between two requests
+const PAUSE_PER_ROW = 3; // ms, for each row of the process that has most
 const FIRST = 50;
 const MOST = 500;
 const TYPING = 250; // ms after the last key before the server is asked
@@ -58,6 +59,8 @@ export function showList(root, inspector, { title, path, field, label, columns, 
   });
 
   let shownNothing = null;
+  /** The most rows that a process had, with any search. */
+  let most = 0;
   const loading = repeat(async (signal) => {
     const answer = await get(path, { ...parameters, ...state, limit }, { signal });
     const rows = answer[field];
@@ -66,7 +69,11 @@ export function showList(root, inspector, { title, path, field, label, columns, 
     inspector.notice("server", null);
     onAnswer?.(answer);
     const found = answer.total === rows.length ? count(answer.total) : `${count(rows.length)} of ${count(answer.total)}`;
-    setText(number, [`${found}${answer.complete === false ? " or more" : ""}`, note?.(answer)].filter(Boolean).join(" · "));
+    // With many rows, an answer costs the servers more than one per cent of a core if it is asked for more often.
+    most = Math.max(most, answer.total / Math.max(1, answer.processes ?? 1));
+    const pause = most * PAUSE_PER_ROW;
+    const slow = pause > PAUSE && `every ${Math.round(pause / 1000)} s`;
+    setText(number, [`${found}${answer.complete === false ? " or more" : ""}`, note?.(answer), slow].filter(Boolean).join(" · "));
     table.update(rows, state.sort);
     if (rows.length) {
       shownNothing = null;
@@ -78,6 +85,7 @@ export function showList(root, inspector, { title, path, field, label, columns, 
     more.hidden = rows.length >= answer.total;
     setText(more, limit >= MOST ? `The first ${count(MOST)} are shown: search or sort to see others` : `Show more of ${count(answer.total)}`);
     more.disabled = limit >= MOST;
+    return pause;
   }, PAUSE, (error) => {
     if (error.code === "unauthorized") return;
     setText(problem, `${error.message}${table.table.rows.length > 1 ? " The list below is older." : ""}`);
