@@ -35,6 +35,13 @@ def bare(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def compilers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The compilers of :data:`COMPILERS`: programs for Node."""
+    made = {version: npm.install(tmp_path_factory.mktemp("tsc"), f"typescript@{version}") for version in COMPILERS}
+    return {version: modules / "typescript" / "bin" / "tsc" for version, modules in made.items()}
+
+
 def manifest(archive: Path) -> dict[str, Any]:
     with tarfile.open(archive) as opened:
         file = opened.extractfile("package/package.json")
@@ -91,10 +98,9 @@ def test_types_under_the_strict_compiler(bare: Path) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("version", COMPILERS)
-def test_types_under_other_compilers(bare: Path, version: str, tmp_path: Path) -> None:
-    tsc = npm.install(tmp_path, f"typescript@{version}") / "typescript" / "bin" / "tsc"
-    assert problems(bare, "nodenext", tsc, whole=True) == []
-    assert problems(bare, "bundler", tsc, whole=True) == []
+def test_types_under_other_compilers(bare: Path, version: str, compilers: dict[str, Path]) -> None:
+    assert problems(bare, "nodenext", compilers[version], whole=True) == []
+    assert problems(bare, "bundler", compilers[version], whole=True) == []
 
 
 @pytest.mark.nightly
@@ -106,14 +112,14 @@ def test_are_the_types_wrong(archive: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_examples_are_built_in_a_bare_folder(archive: Path, example: str, tmp_path: Path) -> None:
+def test_examples_are_built_in_a_bare_folder(
+    archive: Path, example: str, compilers: dict[str, Path], tmp_path: Path
+) -> None:
     """With the package as npm has it, by the example's own compiler; then under the oldest and the newest one."""
     folder = npm.build_example(ROOT / "examples" / example, archive, tmp_path / "example")
-    for version in COMPILERS:
-        place = tmp_path / version
-        place.mkdir()
-        tsc = npm.install(place, f"typescript@{version}") / "typescript" / "bin" / "tsc"
+    for tsc in compilers.values():
         assert npm.run(["node", str(tsc), "--noEmit", "--project", str(folder)], folder) == ""
 
 

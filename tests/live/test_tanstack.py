@@ -14,7 +14,7 @@ from tests.support.node import NodeClient
 from tests.support.postgres import Cluster
 from tests.support.server import ROOT
 
-pytestmark = pytest.mark.nightly  # it fetches @tanstack/db
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]  # it fetches @tanstack/db
 
 EXAMPLE = ROOT / "examples" / "tanstack"
 
