@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import typescript
-from tests.support.cli import Base, run
+from tests.support.cli import run
 from tests.support.postgres import Cluster
 from tests.support.watching import WatchDatabase, watch_database
 
@@ -231,16 +231,13 @@ def test_schema_selects_tables(database: WatchDatabase) -> None:
     assert "export interface Channels {\n}" in done.stdout
 
 
-def test_check_compares_the_file(newest_pg: Cluster, tmp_path: Path) -> None:
-    base = Base(newest_pg, log=True)
-    base.sql(
-        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int);"
-        "SELECT socketio_pg.watch('b'), socketio_pg.watch('a')"
-    )
+def test_check_compares_the_file(database: WatchDatabase, tmp_path: Path) -> None:
+    make = "CREATE TABLE checked.{0} (id int PRIMARY KEY); SELECT socketio_pg.watch('checked.{0}');"
+    database.sql("CREATE SCHEMA checked;" + make.format("b") + make.format("a"))
     file = tmp_path / "tables.ts"
 
     def types(*options: str) -> tuple[int, str, str]:
-        done = run("types", *options, url=base.url, cwd=tmp_path)
+        done = run("types", "--schema", "checked", *options, url=database.url, cwd=tmp_path)
         return done.returncode, done.stdout, done.stderr
 
     code, out, err = types("--check")
@@ -249,56 +246,47 @@ def test_check_compares_the_file(newest_pg: Cluster, tmp_path: Path) -> None:
     assert (code, "does not exist" in err, file.exists()) == (1, True, False)
     assert types("-o", "tables.ts") == (0, "", "wrote tables.ts\n")
     first = file.read_text()
-    assert types("-o", "tables.ts") == (0, "", "tables.ts is up to date\n")
+    # Tables and watches that are made in another order have the same text.
+    database.sql("DROP TABLE checked.a, checked.b;" + make.format("a") + make.format("b"))
     assert types("-o", "tables.ts", "--check") == (0, "", "tables.ts is up to date\n")
-    base.sql("ALTER TABLE a ADD name text NOT NULL")
+    database.sql("ALTER TABLE checked.a ADD name text NOT NULL")
     code, out, err = types("-o", "tables.ts", "--check")
     assert (code, "+  name: string;" in out, "run 'socketio-pg types --output tables.ts'" in err) == (1, True, True)
     assert file.read_text() == first
-    assert types("-o", "no/tables.ts")[0] == 1
-    # Tables and watches that were made in another order have the same text.
-    other = Base(newest_pg, log=True)
-    other.sql(
-        "CREATE TABLE b (id int); SELECT socketio_pg.watch('b');"
-        "CREATE TABLE a (id int PRIMARY KEY); SELECT socketio_pg.watch('a')"
-    )
-    assert run("types", url=other.url).stdout == first
 
 
-def test_types_of_roles_without_trust_are_texts(newest_pg: Cluster) -> None:
+def test_types_of_roles_without_trust_are_texts(database: WatchDatabase) -> None:
     """As the watch sends them: see socketio_pg.watch_list()."""
-    base = Base(newest_pg, log=True)
-    base.cluster.sql("CREATE ROLE types_other")
+    database.cluster.sql("CREATE ROLE types_other")
     try:
-        base.sql(
+        database.sql(
+            "CREATE SCHEMA others; SET search_path = others;"
             "CREATE TYPE theirs AS (a int); ALTER TYPE theirs OWNER TO types_other;"
             "CREATE TYPE level AS ENUM ('low', 'high'); ALTER TYPE level OWNER TO types_other;"
             "CREATE TYPE place AS ENUM ('1 2');"
             "CREATE FUNCTION place_json(place) RETURNS json LANGUAGE sql AS $$ SELECT '{}'::json $$;"
             "CREATE CAST (place AS json) WITH FUNCTION place_json(place);"
             "CREATE TABLE things (id int PRIMARY KEY, v theirs, vs theirs[], l level, p place);"
-            "SELECT socketio_pg.watch('things');"
-            "INSERT INTO things VALUES (1, ROW(1), ARRAY[ROW(2)::theirs], 'low', '1 2')"
-        )  # fmt: skip
-        [(payload,)] = base.sql("SELECT payload FROM socketio_pg.outbox")
+            "SELECT socketio_pg.watch('things')"
+        )
+        [payload] = database.payloads("INSERT INTO things VALUES (1, ROW(1), ARRAY[ROW(2)::theirs], 'low', '1 2')")
         assert payload["new"] == {"id": 1, "v": "(1)", "vs": ["(2)"], "l": "low", "p": {}}
-        text = run("types", url=base.url).stdout
-        for line in ("v: string | null;", "vs: (string | null)[] | null;", "l: Level | null;", "p: Json | null;"):
+        text = run("types", "--schema", "others", url=database.url).stdout
+        for line in ("v: string | null;", "vs: (string | null)[] | null;", "l: OthersLevel | null;", "p: Json | null;"):
             assert f"  {line}\n" in text
     finally:
-        base.sql("DROP OWNED BY types_other CASCADE")
-        base.cluster.sql("DROP ROLE types_other")
+        database.sql("RESET search_path; DROP OWNED BY types_other CASCADE")
+        database.cluster.sql("DROP ROLE types_other")
 
 
-def test_renamed_columns_stay_excluded(newest_pg: Cluster) -> None:
-    base = Base(newest_pg, log=True)
-    base.sql(
-        "CREATE TABLE a (id int PRIMARY KEY, secret text); SELECT socketio_pg.watch('a', exclude => '{secret}');"
-        "ALTER TABLE a RENAME secret TO hidden;"
-        "CREATE TABLE b (id int PRIMARY KEY, x int); SELECT socketio_pg.watch('b', 'b:{x}');"
-        "ALTER TABLE b RENAME x TO y"
+def test_renamed_columns_stay_excluded(database: WatchDatabase) -> None:
+    database.sql(
+        "CREATE SCHEMA renamed; CREATE TABLE renamed.a (id int PRIMARY KEY, secret text);"
+        "SELECT socketio_pg.watch('renamed.a', exclude => '{secret}'); ALTER TABLE renamed.a RENAME secret TO hidden;"
+        "CREATE TABLE renamed.b (id int PRIMARY KEY, x int); SELECT socketio_pg.watch('renamed.b', 'b:{x}');"
+        "ALTER TABLE renamed.b RENAME x TO y"
     )
-    done = run("types", url=base.url)
+    done = run("types", "--schema", "renamed", url=database.url)
     assert (done.returncode, "hidden" in done.stdout, "secret" in done.stdout) == (0, False, False)
-    assert "note: the watch of public.b for b:{x} sends no rows: a placeholder" in done.stderr
+    assert "note: the watch of renamed.b for b:{x} sends no rows: a placeholder" in done.stderr
     assert '"b:' not in done.stdout

@@ -25,7 +25,7 @@ FLOATS = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.sampled_
 VALUES = st.recursive(
     st.one_of(INTEGERS, TEXTS, FLOATS, st.booleans(), st.none()),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=4)),
-    max_leaves=10,
+    max_leaves=6,
 )
 
 #: The values so far, for one process of Node.
