@@ -24,7 +24,7 @@ WORKERS_TESTS := $(WORKERS_SAMPLE) $(wildcard tests/live/test_hostile_*.py tests
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run example check test test-gevent test-workers test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes bench-workers bench-streams bench-tables bench-ephemeral bench-presence screenshot clean
+.PHONY: help setup run example check test test-gevent test-workers test-postgres nightly lint format soak fuzz audit upstream test-oldest bench bench-log bench-access bench-watch bench-nodes bench-workers bench-streams bench-tables bench-ephemeral bench-presence bench-react screenshot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s", $$1; column = 20; count = split($$2, words, " "); \
@@ -172,6 +172,9 @@ bench-streams: setup ## measure streams of Server-Sent Events against WebSockets
 
 bench-presence: setup ## measure presence: 10,000 clients that join within 5 seconds
 	$(BIN)/python bench/presence.py
+
+bench-react: setup ## measure a list of React in Chromium that follows 10,000 messages a second
+	$(BIN)/python bench/react.py
 
 bench-ephemeral: setup ## measure ephemeral messages against NOTIFY: 50 people who move their cursors
 	$(BIN)/python bench/ephemeral.py

@@ -14,12 +14,13 @@ let asked = 0;
 const client = createClient(parameters.get("server")!, {
   token: async () => {
     asked++;
+    if (parameters.has("anonymous")) return null;
     const answer = await fetch(`/token?${parameters.get("user")}`);
     if (!answer.ok) throw new Error(`no token: ${answer.status}`);
     return answer.text();
   },
   retryDelay: 100,
-  socket: { transports: ["websocket"], reconnectionDelay: 100, reconnectionDelayMax: 500 },
+  socket: { transports: [parameters.get("transport") ?? "websocket"], reconnectionDelay: 100, reconnectionDelayMax: 500 },
 });
 
 /** Problems that React reports: a hydration mismatch, an error while rendering. */
