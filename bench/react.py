@@ -8,6 +8,7 @@ bare WebSocket that only counts the messages, shows what Chromium itself spends 
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -44,7 +45,8 @@ _RECORD = """{
 _BARE = """<!doctype html><script type="module">
 window.bare = true;
 window.flood = { total: 0, last: null, status: "" };
-const socket = new WebSocket(new URLSearchParams(location.search).get("server").replace("http", "ws") + "/socket.io/?EIO=4&transport=websocket");
+const server = new URLSearchParams(location.search).get("server").replace("http", "ws");
+const socket = new WebSocket(`${server}/socket.io/?EIO=4&transport=websocket`);
 socket.onmessage = ({ data }) => {
   if (data.startsWith('42["event"')) flood.total++;
   else if (data.startsWith("0")) socket.send("40");
@@ -146,7 +148,7 @@ def measure(page: Page, seconds: float) -> dict[str, Any]:
     lasted = time.monotonic() - began
     after = page.seconds()
     busy_now, ticks_now = machine.busy_ticks()
-    gaps = sorted(b - a for a, b in zip(stamps, stamps[1:], strict=False))
+    gaps = sorted(b - a for a, b in itertools.pairwise(stamps))
     spent = {name: after[name] - before[name] for name in ("TaskDuration", "ScriptDuration", "LayoutDuration")}
     return {
         "messages/s": round(arrived / lasted),
