@@ -32,6 +32,9 @@ WHERE datname = current_database() AND application_name LIKE 'socketio\\_pg %' A
 ORDER BY part, pid LIMIT {MAX_SESSIONS}
 """
 
+# Looks at each file of the database.
+_SIZE = "SELECT pg_database_size(current_database())::bigint AS size"
+
 _LOG = f"""
 SELECT head.*, pg_total_relation_size('socketio_pg.log')::bigint AS bytes,
     (SELECT extract(epoch FROM published_at)::float FROM socketio_pg.log ORDER BY position LIMIT 1) AS oldest_at,
@@ -48,6 +51,8 @@ class DatabaseFigures:
     ``retention`` and ``max_messages`` are LOG_RETENTION and LOG_MAX_MESSAGES.
     """
 
+    #: Seconds for which the size of the database is used again: many tables make it slow.
+    size_interval = 120.0
     #: Seconds for which an answer is used again, and after a failure; for an answer; until the connection is closed.
     fresh, retry, timeout, linger = 4.5, 2.0, 2.0, 30.0
 
@@ -61,6 +66,8 @@ class DatabaseFigures:
         self._looked = 0.0
         self._unreachable_since: float | None = None
         self._reading: green.Event | None = None
+        self._size: int | None = None
+        self._size_due = 0.0
         self._closing = green.Worker()
 
     def stop(self) -> None:
@@ -109,6 +116,9 @@ class DatabaseFigures:
         [server] = fetch_named(connection, _SERVER, self.timeout)
         sessions = fetch_named(connection, _SESSIONS, self.timeout)
         log, outbox = self._look_at_log(connection)
+        if time.monotonic() >= self._size_due:
+            [found] = fetch_named(connection, _SIZE, self.timeout)
+            self._size, self._size_due = found["size"], time.monotonic() + self.size_interval
         return {
             "reachable": True,
             "since": None,
@@ -116,6 +126,7 @@ class DatabaseFigures:
             "version": server["version"],
             "name": server["name"],
             "standby": server["standby"],
+            "size": self._size,
             "notify_queue": server["notify_queue"],
             "backends": {"ours": len(sessions) + 1, "all": server["all"], "most": server["most"]},
             "sessions": sessions,
@@ -144,7 +155,7 @@ class DatabaseFigures:
     def _fail(self, problem: str) -> None:
         if self._unreachable_since is None:
             self._unreachable_since = time.time()
-        names = ("version", "name", "standby", "notify_queue", "backends", "log", "outbox")
+        names = ("version", "name", "standby", "size", "notify_queue", "backends", "log", "outbox")
         self._found = {"reachable": False, "since": self._unreachable_since, "problem": problem, "sessions": []}
         self._found |= dict.fromkeys(names)
         self._until = time.monotonic() + self.retry
