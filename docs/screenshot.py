@@ -157,7 +157,7 @@ class Picture:
     width: int | None = None
     height: int = 690
     dark: bool | None = None
-    scale: int = 2
+    scale: float = 2
 
 
 _ORDERS = "/inspector/#/channels/table%3Asocketio_pg_demo.orders"
@@ -168,10 +168,10 @@ PICTURES = {
     "orders": Picture("/demo/orders.html", follow_orders),
     "map": Picture("/demo/map.html", move_people),
     "chat": Picture("/demo/chat.html", chat),
-    "inspector-channel": Picture(_ORDERS, inspect_channel, 1440, 900, dark=False, scale=1),
-    "inspector-channel-phone": Picture(_ORDERS, inspect_channel, 390, 844, dark=True, scale=2),
-    "inspector-now": Picture("/inspector/", inspect_now, 1440, 900, dark=True, scale=1),
-    "inspector-now-phone": Picture("/inspector/", inspect_now, 390, 844, dark=False, scale=2),
+    "inspector-channel": Picture(_ORDERS, inspect_channel, 1440, 720, dark=False, scale=1),
+    "inspector-channel-phone": Picture(_ORDERS, inspect_channel, 390, 780, dark=True, scale=1.5),
+    "inspector-now": Picture("/inspector/", inspect_now, 1440, 720, dark=True, scale=1),
+    "inspector-now-phone": Picture("/inspector/", inspect_now, 390, 780, dark=False, scale=1.5),
 }
 
 

@@ -5,7 +5,7 @@ const BASE = new URL("./api/", document.baseURI);
 /** An answer that is an error: `code` as in the documentation, or `unreachable` when there was no answer. */
 export class ApiError extends Error {
   constructor(code, message, status = 0, retryAfter = null) {
-    super(message);
+    super(message && message[0].toUpperCase() + message.slice(1)); // the server writes them for the middle of a line
     this.code = code;
     this.status = status;
     this.retryAfter = retryAfter; // seconds

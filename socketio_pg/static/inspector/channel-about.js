@@ -8,6 +8,7 @@ import { jsonLine } from "./json.js";
 
 const PAUSE = 3_000;
 const MEMBERS = 50; // shown
+const KINDS = { python: "in the server" };
 const ACTIONS = ["subscribe", "publish", "presence", "join", "ephemeral"];
 // Beside the tail there is room for all of it. Above it, on a phone, it would fill the first screen.
 const beside = matchMedia("(min-width: 64rem) and (min-height: 30rem)"); // as in tail.css
@@ -60,7 +61,7 @@ export class About {
     this.#showProblems(answer.problems ?? []);
     setText(this.line, [plural(answer.subscribers ?? 0, "subscriber"), answer.messages_in === null || answer.messages_in === undefined ? "" : `${short(answer.messages_in)} messages/s`,
       answer.last_position ? `#${count(answer.last_position)}` : ""].filter(Boolean).join(" · "));
-    const kinds = Object.entries(answer.by_kind ?? {}).filter(([, number]) => number).map(([kind, number]) => `${number} ${kind}`).join(", ");
+    const kinds = Object.entries(answer.by_kind ?? {}).filter(([, number]) => number).map(([kind, number]) => `${number} ${KINDS[kind] ?? kind}`).join(", ");
     write(this.#facts, [
       ["Subscribers", kinds ? `${count(answer.subscribers)} (${kinds})` : count(answer.subscribers)],
       ["In", `${short(answer.messages_in)} messages/s, ${bytes(answer.bytes_in)}/s`],
@@ -104,8 +105,8 @@ export class About {
       return;
     }
     this.#clients.replaceChildren(...clients.map((client) => h("li", {},
-      client.sid ? h("a", { href: clientAddress(client.sid), class: client.sub ? "who" : "who nobody", text: client.sub ?? "anonymous" }) : h("span", { text: client.sub ?? client.kind }),
-      client.kind && client.kind !== "socket" ? h("span", { class: "badge", text: client.kind }) : null,
+      client.sid ? h("a", { href: clientAddress(client.sid), class: client.sub ? "who" : "who nobody", text: client.sub ?? "anonymous" }) : h("span", { text: client.sub ?? (client.kind === "python" ? "a program in the server, such as this tail" : client.kind) }),
+      client.kind && !["socket", "python"].includes(client.kind) ? h("span", { class: "badge", text: client.kind }) : null,
       client.replay_lag ? h("span", { class: "warn", text: `${plural(client.replay_lag, "message")} behind` }) : null,
       client.filter ? h("code", { class: "filter-text", text: JSON.stringify(client.filter) }) : null)),
       ...(more ? [h("li", { class: "hint", text: `${count(more)} more` })] : []));
