@@ -9,6 +9,9 @@ PACKAGE := js/node_modules/.installed
 EXAMPLE := examples/react/node_modules/.installed
 MAJORS := 13 14 15 16 17 18
 INSTALLED := tests/majors/node_modules
+# The modules with serial tests, once there is bytecode. The first run collects all modules: one process writes the
+# bytecode, in place of eight at once.
+SERIAL_TESTS = $(if $(wildcard tests/live/__pycache__/*.pyc),$(shell grep -rl --include='test_*.py' 'pytest.mark.serial' tests))
 # The modules with tests that `make test` repeats on gevent: to collect the others would take longer than to run these.
 GREEN_TESTS = $(sort $(shell grep -rl --include='test_*.py' 'pytest.mark.green' tests))
 POSTGRES_TESTS := tests/postgres tests/faults $(patsubst %,tests/live/test_%.py, \
@@ -75,9 +78,8 @@ run: $(VENV)/.runs $(VENDORED) ## start an embedded PostgreSQL, the server and i
 check: setup lint ## run what takes a minute after each change: quality tools and tests/unit, with few examples
 	$(PYTEST) tests/unit -n $(CORES) --dist loadfile --hypothesis-profile=check
 
-# The serial tests come first: one process writes the bytecode of all test modules, in place of six at once.
 test: setup lint $(INSTALLED)/.oldest ## run everything that guards a change: quality tools and all tests, the serial ones alone, then on gevent and on several workers what depends on them
-	$(PYTEST) -m serial
+	$(PYTEST) $(SERIAL_TESTS) -m serial
 	$(PYTEST) -n auto --dist loadfile --no-loadscope-reorder -m "not serial"
 	GREEN=gevent $(PYTEST) $(GREEN_TESTS) -n auto --dist loadfile --no-loadscope-reorder -m "green and not serial"
 	TEST_WORKERS=2 $(PYTEST) $(WORKERS_SAMPLE) -n $(words $(WORKERS_SAMPLE)) --dist loadfile --no-loadscope-reorder -m "not serial"

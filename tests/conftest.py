@@ -5,6 +5,7 @@ import functools
 import gc
 import os
 import resource
+import shutil
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support import leftovers
 from tests.support.driver import wait_green_here
-from tests.support.postgres import VERSIONS, Cluster, cluster
+from tests.support.postgres import VERSIONS, Cluster, cluster, initialized
 from tests.support.server import ServerProcess
 
 #: Each worker starts its own clusters.
@@ -92,6 +93,14 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove what the workers of a run share, when they have ended: pytest keeps the folder for the next runs."""
+    if session.config.getoption("numprocesses", None):
+        folder = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        for made in folder.glob("pg*/"):
+            shutil.rmtree(made)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
     """Collect garbage between tests, in the main thread."""
@@ -128,10 +137,16 @@ def green_driver() -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster_of() -> Iterator[Callable[[int], Cluster]]:
-    """Return the session's cluster of a major."""
+def cluster_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Cluster]]:
+    """Return the session's cluster of a major. Those of all workers of a run are copies of one."""
+    common = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
     with contextlib.ExitStack() as stack:
-        yield functools.cache(lambda version: stack.enter_context(cluster(version)))
+
+        def run(version: int) -> Cluster:
+            template = None if common is None else initialized(version, common)
+            return stack.enter_context(cluster(version, template=template))
+
+        yield functools.cache(run)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A real PostgreSQL for the tests: an embedded cluster with helpers."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -49,7 +50,7 @@ class Cluster(EmbeddedPostgres):
 
     def start(self) -> str:
         """Start it, however long that takes on a busy machine: the library gives up after 10 s."""
-        self._server.ensure_pgdata_inited()
+        self.initialize()
         options = f'-h "" -k {self.data_dir}'
         with contextlib.suppress(subprocess.CalledProcessError):  # it runs already, or the library reports the failure
             self._control("start", "-w", "-t", f"{PATIENCE:.0f}", "-l", str(self._server.log), "-o", options)
@@ -60,9 +61,21 @@ class Cluster(EmbeddedPostgres):
         """The folder of psql, pg_dump and pg_restore. Only the wheel has them: those of this major, or of the next."""
         return _programs()[16 if self.version <= 16 else 18]
 
+    def initialize(self) -> None:
+        """Make the data directory, unless there is one."""
+        self._server.ensure_pgdata_inited()
+
+    def own(self) -> None:
+        """Give the data directory to the user that PostgreSQL runs as, if that is another one."""
+        if os.geteuid() == 0:
+            shutil.chown(self.data_dir, self._server.system_user)
+            for folder, folders, files in os.walk(self.data_dir):
+                for name in (*folders, *files):
+                    shutil.chown(Path(folder) / name, self._server.system_user)
+
     def configure(self, line: str) -> None:
         """Add a line to the settings of a cluster that does not run yet."""
-        self._server.ensure_pgdata_inited()
+        self.initialize()
         with (self.data_dir / "postgresql.conf").open("a") as file:
             file.write(f"{line}\n")
 
@@ -127,16 +140,34 @@ def own_listener(pubsub: PubSub) -> Listener:
     return pubsub.listener.first
 
 
+def initialized(version: int, folder: Path) -> Path:
+    """Return a new data directory of major ``version`` in ``folder``. Processes share it: the first one makes it."""
+    made = folder / f"pg{version}"
+    with (folder / f"pg{version}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            making = Path(tempfile.mkdtemp(prefix=f"pg{version}-"))
+            Cluster(making, version=version).initialize()
+            shutil.copytree(making, folder / f"pg{version}.new")
+            shutil.rmtree(making)
+            (folder / f"pg{version}.new").rename(made)
+    return made
+
+
 @contextlib.contextmanager
-def cluster(version: int = VERSIONS[0], *, durable: bool = False) -> Iterator[Cluster]:
+def cluster(version: int = VERSIONS[0], *, durable: bool = False, template: Path | None = None) -> Iterator[Cluster]:
     """Run a cluster of major ``version``, and remove it at the end.
 
     ``durable``: whether committed data survives a crash of the machine. ``synchronous_commit`` always stays on, because
-    the log's relay depends on it.
+    the log's relay depends on it. ``template``: a data directory of that major, to copy, because initdb takes longer.
+    Clusters with the same template have the same system identifier.
     """
     # Not pytest's tmp_path: PostgreSQL may run as another user, and a socket's path is limited to 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix=f"pg{version}-"))
     running = Cluster(folder, version=version)
+    if template is not None:
+        shutil.copytree(template, folder, dirs_exist_ok=True)
+        running.own()
     # Needs a restart otherwise.
     running.configure("wal_level = logical")
     running.start()
