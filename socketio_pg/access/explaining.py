@@ -5,7 +5,7 @@ For operators. The answers are those of `permissions`, without its cache; `polic
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,12 @@ class Explainer:
         A pattern has only the action ``subscribe``. Raises :class:`InvalidRequestError` for an unknown action, and as
         :class:`PolicyDetails` if the policies cannot be asked.
         """
+        return self.explain_several([claims], channel, actions)[0]
+
+    def explain_several(
+        self, clients: Sequence[Claims | None], channel: object, actions: Sequence[Action] = ACTIONS
+    ) -> list[list[Explanation]]:
+        """Return what :meth:`explain` returns, for each of several clients."""
         for action in actions:
             if action not in ACTIONS:
                 raise InvalidRequestError(f"actions must be some of {', '.join(ACTIONS)}")
@@ -102,20 +108,27 @@ class Explainer:
         try:
             name = validate_pattern(channel) if pattern else validate_channel(channel)
         except InvalidChannelError as error:
-            return [Explanation(action, False, "name", error.message) for action in actions]
-        decisions = [self._decide(claims, "pattern" if pattern else action, name) for action in actions]
-        questions = [one.question for one in decisions if one.question is not None]
+            return [[Explanation(action, False, "name", error.message) for action in actions] for _ in clients]
+        decisions = [
+            [self._decide(claims, "pattern" if pattern else action, name) for action in actions] for claims in clients
+        ]
+        questions = [one.question for of_client in decisions for one in of_client if one.question is not None]
         evaluations = iter(self._details.evaluate(questions) if questions else ())
-        found = []
-        for action, decision in zip(actions, decisions, strict=True):
-            if decision.question is None:
-                reason = decision.reason or self._reason(decision, claims, action, name)
-                found.append(Explanation(action, decision.reason is None, decision.by, reason))
-            else:
-                evaluation = next(evaluations)
-                reason = evaluation.reason(decision.question.role, action)
-                found.append(Explanation(action, evaluation.allowed, decision.by, reason, evaluation))
-        return found
+        return [
+            [
+                self._explained(action, decision, evaluations)
+                for action, decision in zip(actions, of_client, strict=True)
+            ]
+            for of_client in decisions
+        ]
+
+    def _explained(self, action: Action, decision: Decision, evaluations: Iterator[Evaluation]) -> Explanation:
+        if decision.question is None:
+            reason = decision.reason or _reason(decision, action)
+            return Explanation(action, decision.reason is None, decision.by, reason)
+        evaluation = next(evaluations)
+        reason = evaluation.reason(decision.question.role, action)
+        return Explanation(action, evaluation.allowed, decision.by, reason, evaluation)
 
     def _decide(self, claims: Claims | None, action: Action, channel: str) -> Decision:
         mode = self._authenticator.mode
@@ -132,10 +145,11 @@ class Explainer:
                 return Decision("rule", f"the rule {origin.pattern!r} does not allow {column} in this channel")
         return self._permissions.decide(claims, action, channel)
 
-    def _reason(self, decision: Decision, claims: Claims | None, action: Action, name: str) -> str:
-        """Return why an action is allowed without a question to the policies."""
-        if decision.by == "policies":
-            return "the policies are asked for each channel that matches the pattern, at its first message"
-        if decision.by == "claims":
-            return f"the token's list {action} has a pattern that covers it"
-        return _ALLOWING.get(decision.by, "allowed")
+
+def _reason(decision: Decision, action: Action) -> str:
+    """Return why an action is allowed without a question to the policies."""
+    if decision.by == "policies":
+        return "the policies are asked for each channel that matches the pattern, at its first message"
+    if decision.by == "claims":
+        return f"the token's list {action} has a pattern that covers it"
+    return _ALLOWING.get(decision.by, "allowed")

@@ -26,8 +26,8 @@ from socketio_pg.postgres.looking import Looking
 from socketio_pg.presence.presence import Presence
 from socketio_pg.pubsub.pubsub import PubSub
 
-#: Subscribers that are shown.
-MAX_CLIENTS = 100
+#: Subscribers that are shown, and roles whose permissions are.
+MAX_CLIENTS, MAX_ROLES = 100, 20
 
 
 class ChannelApi:
@@ -111,16 +111,18 @@ class ChannelApi:
         who: list[tuple[str, str | None, Claims | None]] = [("anonymous", None, None)]
         if self._settings.authorization == "rls":
             claim = self._settings.jwt_role_claim
-            who += [(f"role {role}", role, Claims({claim: role})) for role in self._explainer.roles]
+            roles = self._explainer.roles[:MAX_ROLES]
+            who += [(f"role {role}", role, Claims({claim: role})) for role in roles]
         elif self._mode != "off":
             who.append(("authenticated", None, Claims({})))
+        explained = self._explainer.explain_several([claims for _, _, claims in who], name)
         return {
             "channel": name,
             "authorization": self._settings.authorization,
             "auth": self._mode,
             "who": [
-                {"who": words, "role": role, "actions": to_wire(self._explainer.explain(claims, name))}
-                for words, role, claims in who
+                {"who": words, "role": role, "actions": to_wire(found)}
+                for (words, role, _), found in zip(who, explained, strict=True)
             ],
             "policies": [policy.to_wire() for policy in self._explainer.policies()],
         }

@@ -1,24 +1,25 @@
 """Doctor in the inspector: runs the checks of `socketio-pg doctor` in the server, on demand."""
 
+import logging
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from socketio_pg.core import green
-from socketio_pg.core.config import Settings
-from socketio_pg.doctor.doctor import examine
+from socketio_pg.doctor.findings import Finding
 from socketio_pg.inspector.routes import Routes
-from socketio_pg.postgres.database import Database
+
+logger = logging.getLogger("socketio_pg.inspector")
 
 
 class DoctorApi:
-    """Runs the checks, one run at a time: who asks meanwhile waits for it. ``database`` is that of the server."""
+    """Runs the checks, one run at a time: who asks meanwhile waits for it. ``examine()`` makes them."""
 
     #: Seconds for a run.
     seconds = 20.0
 
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self._settings = settings
-        self._database = database
+    def __init__(self, examine: Callable[[], Iterator[Finding]]) -> None:
+        self._examine = examine
         self._last: dict[str, Any] | None = None
         #: The run in progress.
         self._done: green.Event | None = None
@@ -45,7 +46,7 @@ class DoctorApi:
         answer: dict[str, Any] = {"findings": [], "complete": False, "at": round(time.time(), 3)}
         try:
             with green.timeout(self.seconds):
-                for finding in examine(self._settings, self._database):
+                for finding in self._examine():
                     one = {"check": finding.check, "level": finding.level, "found": finding.found}
                     answer["findings"].append(one | {"remedy": finding.remedy})
                     # Checks of the settings and of this machine do not wait by themselves.
@@ -60,6 +61,8 @@ class DoctorApi:
                     "remedy": "run 'socketio-pg doctor' on the server's machine",
                 }
             )
+        except Exception:  # a bug in a check: who waits must get an answer
+            logger.exception("the doctor failed")
         finally:
             answer["seconds"] = round(time.monotonic() - began, 3)
             self._last, self._done = answer, None

@@ -4,6 +4,7 @@ from socketio_pg.access.access import Access
 from socketio_pg.access.explaining import Explainer
 from socketio_pg.control.control import Control
 from socketio_pg.core.config import Settings
+from socketio_pg.doctor.doctor import examine
 from socketio_pg.inspector.channel import ChannelApi
 from socketio_pg.inspector.channels import ChannelsApi
 from socketio_pg.inspector.clients import ClientsApi
@@ -32,7 +33,7 @@ class Lists:
             ClientsApi(control),
             TryApi(settings, pubsub, authenticator, explainer),
             WatchesApi(looking, control, settings.live_tables),
-            DoctorApi(settings, pubsub.database),
+            DoctorApi(lambda: examine(settings, pubsub.database)),
         ]
 
     def stop(self) -> None:
