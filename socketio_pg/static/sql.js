@@ -14,11 +14,8 @@ const KEYWORDS = new Set(`
 
 /** A JSON value as text on one line with a space after each colon and comma: {"id": 1, "tags": ["a", "b"]} */
 export function oneLine(value) {
-  // JSON escapes line breaks in strings as \n, so each actual line break comes from the indentation.
-  return JSON.stringify(value ?? null, null, 1)
-    .replace(/([[{])\n */g, "$1")
-    .replace(/\n *([\]}])/g, "$1")
-    .replace(/\n */g, " ");
+  // Not with the indentation of JSON.stringify(): of deeply nested values it is thousands of times as long as they are.
+  return JSON.stringify(value ?? null).replace(/"(?:[^"\\]|\\.)*"|[:,]/g, (token) => (token.length === 1 ? `${token} ` : token));
 }
 
 /** The statement to paste into psql: NOTIFY foo, '{"hello": "world"}'; */
@@ -29,6 +26,25 @@ export function notifyStatement(channel, payload) {
 /** The statement that publishes through the log: SELECT socketio_pg.publish('foo', '{"hello": "world"}'); */
 export function publishStatement(channel, payload) {
   return `SELECT socketio_pg.publish(${quoteLiteral(channel)}, ${quoteLiteral(payload)});`;
+}
+
+/** The shell command that publishes JSON text through the HTTP API at `url`. */
+export function curlCommand(url, channel, payload, durable) {
+  const body = `{"channel": ${visible(JSON.stringify(channel))}, "payload": ${payload}, "durable": ${durable}}`;
+  return `curl ${quoteArgument(url)} -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d ${quoteArgument(body)}`;
+}
+
+/**
+ * JSON text with escapes for characters that a terminal obeys, or that make a text look like another one. They can only
+ * be in its strings.
+ */
+export function visible(json) {
+  return json.replace(/[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g, (character) => (
+    `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`));
+}
+
+function quoteArgument(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
 }
 
 function quoteIdentifier(name) {

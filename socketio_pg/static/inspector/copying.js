@@ -1,7 +1,7 @@
 // Copies texts, and writes messages as JSON, as SQL and as a curl command.
 
 import { announce, h, setText, $ } from "./dom.js";
-import { notifyStatement, publishStatement } from "./sql.js";
+import { curlCommand, notifyStatement, publishStatement, visible } from "./sql.js";
 
 const ROOT = new URL("../", document.baseURI);
 
@@ -41,13 +41,12 @@ export function copyButton(label, what, text) {
 
 /** The statement that publishes a message again; `durable` through the log. */
 export function asSql(channel, payloadText, durable) {
-  return (durable ? publishStatement : notifyStatement)(channel, payloadText);
+  return (durable ? publishStatement : notifyStatement)(channel, visible(payloadText));
 }
 
 /** The command that publishes a message again through the HTTP API. */
 export function asCurl(channel, payloadText, durable) {
-  const body = `{"channel": ${JSON.stringify(channel)}, "payload": ${payloadText}, "durable": ${durable}}`;
-  return `curl ${new URL("api/publish", ROOT)} -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '${body.replaceAll("'", "'\\''")}'`;
+  return curlCommand(new URL("api/publish", ROOT).href, channel, visible(payloadText), durable);
 }
 
 /** Offers a text as a file. */
