@@ -317,8 +317,9 @@ def test_token_is_renewed_after_expiry_and_failures_are_shown(
 
 def test_page_from_the_back_forward_cache_continues(open_tab: Open, site: Site, log: ProxiedLog, channel: str) -> None:
     tab = open_tab(channel={"name": channel, "options": {"limit": 100}}, people={"name": channel, "state": 1})
+    tab.wait("channel", status="live")
     publish(log, channel, 1)
-    tab.wait("channel", payloads=[1], status="live")
+    tab.wait("channel", payloads=[1])
     tab.page.evaluate("addEventListener('pageshow', ({persisted}) => { window.restored = persisted; })")
     (site.folder / "away.html").write_text("away")
     tab.page.goto(f"{site.url}/away.html")
