@@ -1,233 +1,187 @@
 /** `createClient`: one connection to a server, its channels and tables. */
 
 import type { Socket } from "socket.io-client";
-import { ChannelHandle } from "./channel.js";
-import { Emitter } from "./emitter.js";
-import { SocketIoPgError, SubscriptionError, TokenError } from "./errors.js";
-import { Hub } from "./hub.js";
+import { makeChannel } from "./channel.js";
+import { makeEmitter, type Emitter } from "./emitter.js";
+import { SubscriptionError } from "./errors.js";
+import { makeHub, type Hub } from "./hub.js";
 import { io } from "./io.js";
-import { Login } from "./login.js";
+import { lazy } from "./lazy.js";
 import { PARTS } from "./parts.js";
-import { TableHandle } from "./table.js";
-import type {
-  ChannelOptions, Client, ClientError, ClientEvents, ClientOptions, ClientState, Health, Published, PublishOptions, TableOptions,
-} from "./types.js";
-import { backoff, call, onAbort, pause, type Failure } from "./util.js";
+import type { Client, ClientError, ClientEvents, ClientOptions, ClientState } from "./types.js";
+import { backoff, call, stateOf } from "./util.js";
 
-// Transactions that are remembered for seen(), and for how long, in ms.
+// Transactions that are remembered for seen().
 const MAX_SEEN = 1_000;
-const SEEN_FOR = 60_000;
 
 type Parts = typeof PARTS;
+type PartOf<Key extends keyof Parts> = Awaited<ReturnType<Parts[Key]>>;
+
+/** For this library only: the number of a transaction whose change has come. */
+interface CoreEvents extends ClientEvents {
+  transaction: string;
+}
+
+/** The client, as its channels and parts know it. */
+export interface Core extends Omit<Client<any>, "on" | "off">, Emitter<CoreEvents> {
+  readonly hub: Hub;
+  readonly options: ClientOptions<any>;
+  /** Why it has ended. */
+  readonly closed: ClientError | undefined;
+  /** The transactions whose changes have come, and when, in ms. */
+  readonly transactions: [string, number][];
+  send(channel: string, payload: unknown, options?: { key?: string; echo?: boolean }): void;
+  /** Loads a part of the library. If that fails, it is reported and tried again. */
+  part<Key extends keyof Parts>(key: Key): Promise<PartOf<Key>>;
+  /** Reports what nobody has heard where it has happened. Thrown if it is final, nobody hears it here, and it is not known. */
+  fail(error: ClientError, isKnown?: boolean): void;
+  /** Listeners have got a message. */
+  saw(payload: any): void;
+}
 
 /**
  * Connects to a server, and reconnects until `close()`.
  * @param to the server's address, or a socket of socket.io-client that is not connected yet, which the caller connects
  */
 export function createClient<Channels = unknown>(to: string | Socket, options: ClientOptions<Channels> = {}): Client<Channels> {
-  return new Core(to, options) as Client<any> as Client<Channels>;
-}
+  const { token, integers } = options;
+  const isOwn = typeof to === "string";
+  const socket = isOwn ? io(to, { ...options.socket, autoConnect: false }) : to;
+  const transactions: [string, number][] = [];
+  const made: Record<string, Promise<any>> = {};
+  const emitter = makeEmitter<CoreEvents>();
+  const { emit } = emitter;
+  let closed: ClientError | undefined;
+  let wasConnected = false;
+  let state = {} as ClientState;
 
-/** The client, as its channels and parts know it. */
-export class Core extends Emitter<ClientEvents> implements Client<any> {
-  readonly socket: Socket;
-  readonly hub: Hub;
-  readonly options: ClientOptions<any>;
-  /** Why it has ended; null: it has not. */
-  closed: (SocketIoPgError & ClientError) | null = null;
-  #state: ClientState;
-  #wasConnected = false;
-  #isOwn;
-  #ended = new AbortController();
-  #parts = new Map<keyof Parts, Promise<any>>();
-  #added = new Map<keyof Parts, Promise<any>>();
-  /** When a transaction was seen, in ms. */
-  #seen = new Map<string, number>();
-  #waiting = new Map<string, Set<() => void>>();
+  const become = (...values: Parameters<typeof stateOf<ClientState["status"]>>) => {
+    const next = stateOf(...values);
+    if ((closed && next.status !== "ended") || (next.status === state.status && next.code === state.code)) return;
+    state = next;
+    emit("state", state);
+  };
 
-  constructor(to: string | Socket, options: ClientOptions<any>) {
-    super();
-    const { token, socket, timeout, retryDelay, retryDelayMax, publishTimeout, numbers } = options;
-    this.options = options;
-    this.#isOwn = typeof to === "string";
-    this.socket = typeof to === "string" ? io(to, { ...socket, autoConnect: false }) : to;
-    const given = Object.entries({ timeout, retryDelay, retryDelayMax, publishTimeout, numbers });
-    this.hub = new Hub(this.socket, Object.fromEntries(given.filter(([, value]) => value !== undefined)), {
-      onHealth: (health) => this.emit("health", health),
-      onDirect: (message) => this.emit("direct", message),
-      onEnded: (end) => this.#disconnected(end),
-    });
-    this.#state = this.socket.connected ? connected : state(this.socket.active ? "connecting" : "disconnected", "not_connected");
-    this.hub.add({ events: this.#events });
-    this.hub.add(new Login(this.socket, this.hub.options, {
-      token: typeof token === "function" ? token : () => token,
-      onTokenError: (error) => this.#refused(error),
-    }));
-    if (options.integers && options.integers !== "number") this.#readExactly();
-    else if (this.#isOwn && socket?.autoConnect !== false) this.connect();
-  }
+  const becomeLate = (code: string, reason: string) => become(wasConnected ? "reconnecting" : "connecting", code, reason);
 
-  get state(): ClientState { return this.#state; }
-
-  get health(): Health | null { return this.hub.health; }
-
-  channel(channel: string, options: ChannelOptions<any, any> = {}): ChannelHandle {
-    return new ChannelHandle(this, { channel }, options);
-  }
-
-  pattern(pattern: string, options: ChannelOptions<any, any> = {}): ChannelHandle {
-    return new ChannelHandle(this, { pattern }, options);
-  }
-
-  table(name: string, options: TableOptions<any> = {}): TableHandle { return new TableHandle(this, name, options); }
-
-  publish(channel: string, payload: unknown, options?: PublishOptions): Promise<Published> {
-    return this.added("publisher", ({ Publisher }) => new Publisher(this.hub))
-      .then((publisher) => publisher.publish(channel, payload, options));
-  }
-
-  /** For channels. */
-  send(channel: string, payload: unknown, options?: { key?: string; echo?: boolean }): void {
-    this.added("ephemeral", ({ EphemeralSender }) => new EphemeralSender(this.hub))
-      .then((sender) => sender.send(channel, payload, options));
-  }
-
-  connect(): void {
-    if (!this.closed && !this.socket.active) {
-      this.#become("connecting", "connecting");
-      this.socket.connect();
-    }
-  }
-
-  close(): void {
-    if (this.closed) return;
-    this.closed = new SubscriptionError("closed", "close() was called.", "") as ClientError;
-    this.#ended.abort();
-    this.hub.close();
-    if (this.#isOwn) this.socket.disconnect();
-    this.#become("ended", "closed", this.closed.message);
-  }
-
-  // --- For channels and tables ---
-
-  /** Loads a part of the library. If that fails, it is reported and tried again. */
-  part<Key extends keyof Parts>(key: Key): Promise<Awaited<ReturnType<Parts[Key]>>> {
-    const { signal } = this.#ended;
-    const load = async () => {
-      for (let attempt = 0; ; attempt++) {
-        if (this.closed) throw this.closed;
-        try {
-          return await PARTS[key]();
-        } catch (cause) {
-          const error = new SocketIoPgError("PartError", "part_unavailable", `Loading "${key}" failed: ${cause}`, { cause });
-          error.retrying = true;
-          this.fail(error as ClientError);
-          await pause(backoff(this.hub.options, attempt), signal);
-        }
+  const part = async <Key extends keyof Parts>(key: Key): Promise<PartOf<Key>> => {
+    for (let attempt = 0; !closed || !attempt; attempt++) {
+      try {
+        return await PARTS[key]() as PartOf<Key>;
+      } catch (cause) {
+        const error = new SubscriptionError("part_unavailable", `Loading ${key} failed: ${cause}`, "", { cause });
+        error.retrying = true;
+        self.fail(error);
+        await new Promise((resolve) => setTimeout(resolve, backoff(hub.options, attempt)));
       }
-    };
-    if (!this.#parts.has(key)) this.#parts.set(key, load());
-    return this.#parts.get(key)!;
-  }
+    }
+    throw closed;
+  };
 
   /** Returns the one object of a part that follows the connection. */
-  added<Key extends keyof Parts, Added extends object>(
-    key: Key, make: (part: Awaited<ReturnType<Parts[Key]>>) => Added,
-  ): Promise<Added> {
-    if (!this.#added.has(key)) this.#added.set(key, this.part(key).then((part) => this.hub.add(make(part))));
-    return this.#added.get(key)!;
-  }
+  const add = <Key extends keyof Parts, Added extends object>(
+    key: Key, make: (found: PartOf<Key>) => Added,
+  ): Promise<Added> => made[key] ??= part(key).then((found) => {
+    if (closed) throw closed;
+    return make(found);
+  });
 
-  /** Reports what nobody has heard where it has happened. Thrown if nobody hears it here either, and it is final. */
-  fail(error: ClientError, isUnheard = true): void {
-    if (!this.emit("error", error) && isUnheard && !error.retrying) call(() => { throw error; });
-  }
-
-  /** Listeners have got a change. */
-  saw(payload: any): void {
-    const txid = payload?.txid;
-    if (typeof txid !== "string") return;
-    this.#seen.delete(txid);
-    this.#seen.set(txid, Date.now());
-    if (this.#seen.size > MAX_SEEN) for (const [oldest] of this.#seen) { this.#seen.delete(oldest); break; }
-    for (const resolve of this.#waiting.get(txid) ?? []) resolve();
-    this.#waiting.delete(txid);
-  }
-
-  seen(txid: string | number | bigint, { signal, timeout }: { signal?: AbortSignal; timeout?: number } = {}): Promise<void> {
-    const id = String(txid);
-    return new Promise((resolve, reject) => {
-      if (Date.now() - (this.#seen.get(id) ?? 0) < SEEN_FOR) {
-        resolve();
-        return;
+  const login = () => add("login", ({ Login }) => hub.add(new Login(socket, hub.options, {
+    token: typeof token === "function" ? token : () => token,
+    onTokenError(error) {
+      if (!socket.connected) {
+        if (error.retrying) becomeLate(error.code, error.message);
+        else become("disconnected", error.code, error.message);
       }
-      const all = this.#waiting.get(id) ?? new Set();
-      const done = (error?: Error) => {
-        clearTimeout(timer);
-        forget();
-        forgetClose();
-        all.delete(found);
-        if (!all.size) this.#waiting.delete(id);
-        if (error) reject(error);
-        else resolve();
-      };
-      const give = (code: string, message: string) => () => done(new SubscriptionError(code, message, ""));
-      const found = () => done();
-      const timer = timeout === undefined ? undefined : setTimeout(give("no_answer", "The change did not come in time."), timeout);
-      this.#waiting.set(id, all.add(found));
-      let forget = () => {};
-      let forgetClose = () => {};
-      forgetClose = onAbort(this.#ended.signal, give("closed", "close() was called."));
-      forget = onAbort(signal, give("aborted", "the signal was aborted"));
-    });
-  }
-
-  // --- The connection ---
-
-  #events: Record<string, (value: any) => void> = {
-    connect: () => {
-      this.#wasConnected = true;
-      this.#set(connected);
+      self.fail(error as ClientError);
     },
-    disconnect: (reason: string) => {
-      if (this.closed) return;
-      const code = reason.replace(/ /g, "_");
-      if (this.socket.active) this.#become("reconnecting", code, reason);
-      else if (reason !== "io server disconnect") this.#become("disconnected", code, reason);
+  })));
+
+  const hub: Hub = makeHub(socket, options, (name, value: any) => {
+    if (name === "ended") become("disconnected", value.code, value.message);
+    else emit(name, value);
+  }, () => add("many", ({ Many }) => hub.add(new Many(hub))));
+
+  const publishing = () => add("publishing", ({ openPublishing }) => openPublishing(hub));
+
+  const self: Core & Client<any> = {
+    ...(emitter as unknown as Core & Client<any>),
+    socket,
+    hub,
+    options,
+    transactions,
+    part,
+    get closed() { return closed; },
+    get state() { return state; },
+    get health() { return hub.health; },
+    channel: (channel: string, how = {}) => makeChannel(self, { channel }, channel, how) as any,
+    pattern: (pattern: string, how = {}) => makeChannel(self, { pattern }, pattern, how) as any,
+    table(name, how = {}) {
+      const view = lazy(async (handle) => {
+        const { Tables, TableView } = await part("table");
+        return new TableView(self, await add("table", () => hub.add(new Tables(hub))), name, how, handle);
+      }, {
+        state: stateOf("subscribing"), rows: new Map(), list: [], key: [], complete: true,
+        keyOf: () => undefined,
+      }, ["live", "unsubscribe"]);
+      view.name = name;
+      view.live().catch(() => {}); // its event `error` reports it
+      return view;
     },
-    connect_error: (error: Error) => {
-      if (this.socket.active) this.#becomeLate("unreachable", error.message);
+    publish: (channel, payload, how) => publishing().then(({ publisher }) => publisher.publish(channel, payload, how)),
+    send(channel, payload, how) {
+      publishing().then(({ sender }) => sender.send(channel, payload, how), () => {});
+    },
+    seen: (txid, how) => part("reading").then(({ waitFor }) => waitFor(self, txid, how)),
+    connect() {
+      if (closed || socket.active) return;
+      become("connecting");
+      socket.connect();
+    },
+    close() {
+      if (closed) return;
+      closed = new SubscriptionError("closed", "close() was called.", "");
+      hub.close();
+      if (isOwn) socket.disconnect();
+      become("ended", "closed", closed.message);
+    },
+    fail(error, isKnown) {
+      if (!emit("error", error) && !isKnown && !error.retrying) call(() => { throw error; });
+    },
+    saw(payload) {
+      const { txid } = payload ?? {};
+      if (!txid) return;
+      if (transactions.push([txid, Date.now()]) > MAX_SEEN) transactions.shift();
+      emit("transaction", txid);
     },
   };
 
-  #disconnected({ code, message }: Failure) { this.#become("disconnected", code, message); }
-
-  #refused(error: TokenError) {
-    if (!this.socket.connected) {
-      if (error.retrying) this.#becomeLate(error.code, error.message);
-      else this.#become("disconnected", error.code, error.message);
-    }
-    this.fail(error as unknown as ClientError);
+  hub.add({ events: {
+    connect() {
+      wasConnected = true;
+      become("connected");
+    },
+    disconnect(reason: string) {
+      if (reason !== "io server disconnect") {
+        become(socket.active ? "reconnecting" : "disconnected", reason.replace(/ /g, "_"), reason);
+      }
+    },
+    connect_error(error: Error) {
+      if (socket.active) becomeLate("unreachable", error.message);
+      else login().then((found) => found.refuse(error));
+    },
+  } });
+  become(socket.connected ? "connected" : socket.active ? "connecting" : "disconnected");
+  if (token) {
+    login();
+    socket.auth ??= (send) => { login().then((found) => found.connect(send)); };
   }
-
-  #becomeLate(code: string, reason: string) { this.#become(this.#wasConnected ? "reconnecting" : "connecting", code, reason); }
-
-  #become(status: ClientState["status"], code: string, reason = "") { this.#set(state(status, code, reason)); }
-
-  #set(next: ClientState) {
-    if (next.status === this.#state.status && next.code === this.#state.code) return;
-    this.#state = next;
-    this.emit("state", next);
-  }
-
-  /** Connects when numbers can be read exactly. */
-  async #readExactly() {
-    const { readExactly } = await this.part("exact");
-    readExactly(this.socket, this.options.integers as "bigint" | "string");
-    if (this.#isOwn && this.options.socket?.autoConnect !== false) this.connect();
-  }
+  const connect = () => { if (isOwn && options.socket?.autoConnect !== false) self.connect(); };
+  if (integers && integers !== "number") {
+    part("exact").then(({ readExactly }) => {
+      readExactly(socket, integers);
+      connect();
+    }, () => {});
+  } else connect();
+  return self;
 }
-
-function state(status: ClientState["status"], code: string, reason = ""): ClientState { return { status, code, reason }; }
-
-const connected = state("connected", "connected");

@@ -48,49 +48,22 @@ export class SocketIoPgError<Code extends string = string> extends Error {
   /** True when it is retried automatically. Otherwise what failed has ended. */
   retrying = false;
 
-  constructor(name: string, code: Code, message: string, options?: { cause?: unknown }) {
+  constructor(code: Code, message: string, options?: { cause?: unknown }) {
     super(message, options as ErrorOptions);
-    this.name = name;
     this.code = code;
-  }
-}
-
-/** The server refused to publish a message, or the attempt was given up. */
-export class PublishError<Code extends string = string> extends SocketIoPgError<Code> {
-  /**
-   * @param code one of docs/protocol.md, or "no_answer", or "closed": after `close()`
-   * @param uncertain true when the message may have been published. Otherwise it was not
-   */
-  constructor(code: Code, message: string, readonly channel: string, readonly uncertain: boolean) {
-    super("PublishError", code, message);
   }
 }
 
 /** The server refused a subscription, or did not answer, or `load` failed. */
 export class SubscriptionError<Code extends string = string> extends SocketIoPgError<Code> {
+  override name = "SubscriptionError";
+
   /**
    * @param code one of docs/protocol.md, or "no_answer" or "unsubscribed", or "load_failed": `load` failed
    * @param options `cause`: the error that `load` has thrown
    */
   constructor(code: Code, message: string, readonly channel: string, options?: { cause?: unknown }) {
-    super("SubscriptionError", code, message, options);
-  }
-}
-
-/**
- * The server refused the connection, or the token could not be renewed before it expired.
- *
- * When the socket is connected, it is the renewal that failed. Nothing is lost then: the renewal is retried until the
- * token expires. The server then closes the connection, and the client reconnects with the token that `token` returns.
- */
-export class TokenError<Code extends string = string> extends SocketIoPgError<Code> {
-  /**
-   * @param code one of docs/protocol.md, or "no_answer", or "no_token": the function `token` failed, or returned the
-   *   old token again
-   * @param options `cause`: the error that `token` has thrown
-   */
-  constructor(code: Code, message: string, options?: { cause?: unknown }) {
-    super("TokenError", code, message, options);
+    super(code, message, options);
   }
 }
 

@@ -1,11 +1,14 @@
 /** What a connection carries: its channels and patterns, and the parts that follow it. Distributes the server's events. */
 
 import type { Socket } from "socket.io-client";
+import type { Many, Send } from "./many.js";
 import type { Place } from "./member.js";
-import { Requests } from "./requests.js";
-import { Shared } from "./shared.js";
-import type { Health } from "./types.js";
-import { call, DEFAULTS, type Failure, type Options, type Wire } from "./util.js";
+import { makeShared, type Shared } from "./shared.js";
+import type { DirectMessage, Health } from "./types.js";
+import { DEFAULTS, isoTime, request, type Failure, type Options, type Wire } from "./util.js";
+
+/** Events for channels and patterns. */
+const SHARED_EVENTS = ["event", "gap", "live", "subscribed", "unsubscribed"] as const;
 
 /** A part of the connection that is made when it is first used. */
 export interface Part {
@@ -19,128 +22,139 @@ export interface Part {
   events?: Record<string, (body: Wire) => void>;
 }
 
+/** What a connection reports. */
 export interface HubEvents {
-  onHealth?: (health: Health) => void;
-  onDirect?: (message: { payload: any }) => void;
-  onEnded?: (end: Failure) => void;
+  health: Health;
+  direct: DirectMessage<any>;
+  /** The server has ended the connection, and the stock client does not reconnect automatically. */
+  ended: Failure;
 }
 
-export class Hub {
-  readonly channels = new Map<string, Shared>();
-  readonly patterns = new Map<string, Shared>();
+export interface Hub {
+  readonly socket: Socket;
   readonly options: Options;
-  health: Health | null = null;
-  heard = Date.now(); // when the server last sent something, in ms
-  /** Of the server, on this connection; null before `server_hello`. */
-  features: string[] | null = null;
-  #requests;
-  #parts = new Set<Part>();
-  /** The last event `error` on this connection. */
-  #lastError: Failure = { code: "", message: "" };
-
-  constructor(readonly socket: Socket, options: Partial<Options>, readonly events: HubEvents) {
-    this.options = { ...DEFAULTS, ...options, sendsLive: true };
-    this.#requests = new Requests(socket, this.options, this.#events.subscribed);
-    this.#listen("on", this.#events);
-    socket.io.on("ping", this.hear);
-  }
-
+  readonly channels: Map<string, Shared>;
+  readonly health: Health | null;
+  /** What sends the requests of several channels together. */
+  many?: Many;
   /** Adds a part, which hears of the connection from now on. */
-  add<Added extends Part>(part: Added): Added {
-    this.#parts.add(part);
-    this.#listen("on", part.events);
-    if (this.features) part.open?.(this.features);
-    return part;
-  }
-
-  remove(part: Part): void {
-    this.#parts.delete(part);
-    this.#listen("off", part.events);
-  }
-
+  add<Added extends Part>(part: Added): Added;
   /** Returns the object that all users of a channel or pattern share. */
-  shared(place: Place): Shared {
-    const all = place.pattern === undefined ? this.channels : this.patterns;
-    return all.get((place.pattern ?? place.channel) as string)
-      ?? new Shared(place, this.socket, this.#requests, this.options, all);
-  }
-
-  all(): Shared[] { return [...this.channels.values(), ...this.patterns.values()]; }
-
+  shared(place: Place): Shared;
+  all(): Shared[];
+  /** The server has sent something. */
+  hear(): void;
+  /** Handles an answer to `subscribe` that comes after the timeout. */
+  takeLate(answer: Wire): void;
   /** Ends all subscriptions and detaches from the socket, which stays connected. */
-  close(): void {
-    for (const part of [...this.#parts]) {
-      part.close?.();
-      this.remove(part);
-    }
-    this.#listen("off", this.#events);
-    this.socket.io.off("ping", this.hear);
-    for (const shared of this.all()) for (const member of shared.members) shared.remove(member);
-  }
+  close(): void;
+}
 
-  #listen(method: "on" | "off", events: Part["events"] = {}) {
-    for (const [event, listener] of Object.entries(events)) this.socket[method](event, listener);
-  }
+/** @param getMany returns what sends several requests together, when that is needed first; rejects if there is none */
+export function makeHub(
+  socket: Socket, given: Partial<Options>, report: <Name extends keyof HubEvents>(name: Name, value: HubEvents[Name]) => void,
+  getMany?: () => Promise<Many>,
+): Hub {
+  const channels = new Map<string, Shared>();
+  const patterns = new Map<string, Shared>();
+  const parts = new Set<Part>();
+  const options: Options = { ...DEFAULTS, ...given, sendsLive: true };
+  let health: Health | null = null;
+  let heard = Date.now(); // when the server last sent something, in ms
+  let features: string[] | undefined; // of the server, on this connection
+  /** The last event `error` on this connection. */
+  let lastError: Failure;
+
+  const send: Send = (one, retry) => {
+    const alone = () => request(socket, options.timeout, one.event, one.body, one.answered);
+    if (self.many) self.many.send(one, retry);
+    else if (channels.size + patterns.size < 2) alone();
+    else getMany!().then((many) => (self.many = many).send(one, retry), alone);
+  };
+
+  const listen = (method: "on" | "off", events: Part["events"]) => {
+    for (const event in events) socket[method](event, events[event]);
+  };
 
   /** Returns those that an event of the server is for. */
-  #named({ channel, pattern, matches = [pattern ?? channel] }: Wire): Shared[] {
-    return matches.flatMap((name: string) => (name?.includes("*") ? this.patterns : this.channels).get(name) ?? []);
-  }
+  const named = ({ channel, pattern, matches = [pattern ?? channel] }: Wire): Shared[] => (
+    matches.flatMap((name: string) => (name?.includes("*") ? patterns : channels).get(name) ?? [])
+  );
 
-  #report(health: Health | undefined) {
-    if (!health || JSON.stringify(health) === JSON.stringify(this.health)) return;
-    this.health = health;
-    call(this.events.onHealth, health);
-  }
+  const all = () => [...channels.values(), ...patterns.values()];
 
-  hear = (): void => { this.heard = Date.now(); };
+  const hear = () => { heard = Date.now(); };
 
-  #events: Record<string, (body: Wire) => void> = {
-    connect: () => {
-      this.hear();
-      this.#lastError = { code: "disconnected", message: "The server has ended the connection." };
-      for (const shared of this.all()) shared.settle();
+  const events: Record<string, (body: Wire) => void> = {
+    connect() {
+      hear();
+      lastError = { code: "disconnected", message: "The server has ended the connection." };
+      for (const shared of all()) shared.settle();
     },
-    error: ({ code, message }) => { this.#lastError = { code, message }; },
-    disconnect: (reason) => {
-      this.features = null;
-      this.#requests.lose();
-      for (const part of this.#parts) part.lose?.();
-      for (const shared of this.all()) shared.lose(this.heard);
-      if (reason === "io server disconnect") call(this.events.onEnded, this.#lastError);
+    error({ code, message }) { lastError = { code, message }; },
+    disconnect(reason) {
+      features = undefined;
+      for (const part of parts) part.lose?.();
+      for (const shared of all()) shared.lose(isoTime(heard));
+      if (reason === "io server disconnect") report("ended", lastError);
     },
-    event: (message) => {
-      this.hear();
-      if (message.table) return; // for tables.ts
-      if (message.ephemeral) this.channels.get(message.channel)?.receiveEphemeral(message);
-      else for (const shared of this.#named(message)) shared.receive(message);
+    server_hello(hello) {
+      const found: string[] = features = hello.features ?? [];
+      options.sendsLive = found.includes("live");
+      for (const part of parts) part.open?.(found);
+      events.health(hello.health);
     },
-    server_hello: ({ health, features = [] }) => {
-      this.features = features;
-      this.options.sendsLive = features.includes("live");
-      for (const part of this.#parts) part.open?.(features);
-      this.#report(health);
+    health(found) {
+      if (!found || JSON.stringify(found) === JSON.stringify(health)) return;
+      health = found;
+      report("health", found);
     },
-    health: (health) => this.#report(health),
-    gap: (gap) => this.#named(gap).forEach((one) => one.receiveGap(gap)),
-    live: (edge) => {
-      if (!edge.table) for (const shared of this.#named(edge)) shared.receiveLive(edge);
-    },
-    subscribed: (body) => {
-      for (const one of resultsOf(body)) for (const shared of this.#named(one)) shared.checkSubscribed(one);
-    },
-    unsubscribed: (body) => {
-      for (const one of resultsOf(body)) for (const shared of this.#named(one)) shared.checkUnsubscribed(one);
-    },
-    direct: (message) => {
-      this.hear();
-      call(this.events.onDirect, message);
+    direct(message) {
+      hear();
+      report("direct", message);
     },
   };
-}
+  for (const name of SHARED_EVENTS) {
+    events[name] = (body) => {
+      hear();
+      if (body.table) return; // for tables.ts
+      for (const one of body.channels?.filter((each: Wire) => each.ok) ?? [body]) {
+        for (const shared of named(one)) shared[name](one);
+      }
+    };
+  }
+  listen("on", events);
+  socket.io.on("ping", hear);
 
-/** Returns the results in the body of `subscribed` or `unsubscribed`: one, or one for each channel. None for tables. */
-function resultsOf(body: Wire): Wire[] {
-  if (body.table) return [];
-  return body.channels ? body.channels.filter((one: Wire) => one.ok) : [body];
+  const self: Hub = {
+    socket,
+    options,
+    channels,
+    all,
+    hear,
+    get health() { return health; },
+    add(part) {
+      parts.add(part);
+      listen("on", part.events);
+      if (features) part.open?.(features);
+      return part;
+    },
+    shared(place) {
+      const found = place.pattern === undefined ? channels : patterns;
+      const name = (place.pattern ?? place.channel)!;
+      return found.get(name) ?? makeShared(place, name, socket, send, options, found);
+    },
+    takeLate: (answer) => events.subscribed(answer),
+    close() {
+      for (const part of parts) {
+        part.close?.();
+        listen("off", part.events);
+      }
+      parts.clear();
+      listen("off", events);
+      socket.io.off("ping", hear);
+      for (const shared of all()) for (const member of shared.members) shared.remove(member);
+    },
+  };
+  return self;
 }

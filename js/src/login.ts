@@ -1,10 +1,10 @@
 /** Sends the application's token to the server with each connection, and renews it before it expires. */
 
 import type { Socket } from "socket.io-client";
-import { TokenError } from "./errors.js";
 import type { Part } from "./hub.js";
+import { TokenError } from "./token-error.js";
 import type { TokenSource } from "./types.js";
-import { backoff, call, request, spread, TRANSIENT, type Options, type Wire } from "./util.js";
+import { backoff, call, request, TRANSIENT, type Options, type Wire } from "./util.js";
 
 // Refused tokens in a row before giving up: a token can expire on its way, or be newer than the server's clock.
 const MAX_REFUSALS = 3;
@@ -31,7 +31,6 @@ export class Login implements Part {
     this.#socket = socket;
     this.#options = options;
     this.#login = login;
-    socket.auth ??= (send) => this.connect(send);
     socket.io.on("close", this.#closed);
   }
 
@@ -44,20 +43,22 @@ export class Login implements Part {
     connect: () => this.#rest(),
     authenticated: () => this.#rest(), // the application may have sent it
     disconnect: () => this.#rest(),
-    connect_error: (error) => {
-      if (this.#socket.active) return; // a network error: the stock client reconnects automatically
-      const code = error.data?.code ?? "refused";
-      const again = code === "unauthorized" ? ++this.#refusals < MAX_REFUSALS && this.#token !== null
-        : TRANSIENT.has(code);
-      this.#fail(new TokenError(code, error.message), again && this.#reconnect);
-    },
     token_expiring: ({ expires_at: end }) => {
       // Limits how often tokens are renewed that live shorter than the server's warning period.
       const soon = (Date.parse(end) - Date.now()) / 3;
       const delay = Math.min(RENEWAL_SPREAD, Math.max(this.#options.retryDelay, soon));
-      this.#later(delay * spread(), () => this.#renew());
+      this.#later(delay * (0.5 + Math.random() / 2), () => this.#renew());
     },
   };
+
+  /** Handles the event `connect_error`. */
+  refuse(error: Wire): void {
+    if (this.#socket.active) return; // a network error: the stock client reconnects automatically
+    const code = error.data?.code ?? "refused";
+    const again = code === "unauthorized" ? ++this.#refusals < MAX_REFUSALS && this.#token !== null
+      : TRANSIENT.has(code);
+    this.#fail(new TokenError(code, error.message), again && this.#reconnect);
+  }
 
   // The application called disconnect() while not connected: do not reconnect. No other event reports this call.
   #closed = (reason: string) => {

@@ -1,11 +1,9 @@
 /** One user of a channel: its position in the log, and whether it receives the live messages after it. */
 
-import { SubscriptionError } from "./errors.js";
-import type { EphemeralMessage, Filter, Gap, Loaded, Message, Position, Start } from "./types.js";
-import { call, deferred, type Wire } from "./util.js";
-
-// Messages of NOTIFY that one handler holds while it loads rows.
-const MAX_HELD = 1_000;
+import type { SubscriptionError } from "./errors.js";
+import type { Loader } from "./loading.js";
+import type { EphemeralMessage, Filter, Gap, Message, Position, Start } from "./types.js";
+import { deferred, isoTime, type Deferred, type Wire } from "./util.js";
 
 /** A channel or a pattern, as requests name it. */
 export interface Place {
@@ -15,28 +13,41 @@ export interface Place {
 
 export interface MemberOptions {
   since?: Start | null;
-  load?: (how: { signal: AbortSignal }) => Loaded<any> | Promise<Loaded<any>>;
-  onRows?: (rows: any) => void;
-  onLive?: () => void;
-  onEphemeral?: (message: EphemeralMessage) => void;
-  filter?: Filter | null;
   history?: number;
-  onGap?: (gap: Gap) => void;
-  onError?: (error: SubscriptionError) => void;
-  onSubscribed?: () => void;
-  /** Called when `live`, `isCurrent` or `established` may have changed. */
-  onState?: () => void;
+  filter?: Filter | null;
 }
 
-/** The state of one handler's subscription. */
-export class Member {
-  established = false; // the server has confirmed it once
-  live = false;
-  lostAt = 0; // ms: when the connection was lost, and with it messages of NOTIFY; 0: not lost
-  isCurrent = false; // has been up to date on this connection
-  ready = deferred();
-  caughtUp = deferred();
+/** What a member hears of. */
+export interface MemberEvents {
+  message: Message<any>;
+  ephemeral: EphemeralMessage<any>;
+  gap: Gap;
+  error: SubscriptionError;
+  /** The server has confirmed it on this connection. */
+  subscribed: undefined;
+  /** It is up to date. */
+  current: undefined;
+  /** `live`, `current` or `established` may have changed. */
+  state: undefined;
+}
 
+/** Must not throw. */
+export type Report = <Name extends keyof MemberEvents>(name: Name, value?: MemberEvents[Name]) => void;
+
+/** The state of one handler's subscription. */
+export interface Member {
+  readonly place: Place;
+  readonly report: Report;
+  readonly filter: Filter | null;
+  /** The server has confirmed it once. */
+  established?: boolean;
+  live?: boolean;
+  /** When the connection was lost, and with it messages of NOTIFY: ISO 8601. */
+  lost?: string;
+  /** It has been up to date on this connection. */
+  current?: boolean;
+  readonly ready: Deferred;
+  readonly caughtUp: Deferred;
   /** The epoch is "" while it is unknown: the log was installed after we subscribed. */
   position: Position | null;
   /**
@@ -45,120 +56,89 @@ export class Member {
    */
   start: string | null;
   history: number;
+  /** With the option `load`. */
+  loader?: Loader;
+}
 
-  // With `load`:
-  isStale: boolean; // the rows must be loaded first
-  isLoading = false;
-  loads = 0; // 1 after it was current
-  /** Messages of NOTIFY that arrived while it was stale. */
-  held: Message[] = [];
-  heldTooMany = false;
-  ended = new AbortController();
+export function makeMember(place: Place, { since, history, filter }: MemberOptions, report: Report): Member {
+  const [ready, caughtUp] = [deferred(), deferred()];
+  for (const { promise } of [ready, caughtUp]) promise.catch(() => {}); // the event `error` reports it
+  return {
+    place, report, ready, caughtUp,
+    filter: filter ?? null,
+    position: since ? positionOf(since as Position) : null,
+    // The server knows a position as text, too.
+    start: since instanceof Date ? since.toISOString() : typeof since === "string" ? since : null,
+    history: since ? 0 : history ?? 0,
+  };
+}
 
-  constructor(readonly place: Place, readonly handler: (message: Message<any>) => void, readonly on: MemberOptions) {
-    const { since, history, load } = on;
-    const place_ = since ? placeOf(since) : null;
-    this.position = typeof place_ === "string" ? null : place_;
-    this.start = typeof place_ === "string" ? place_ : null;
-    this.isStale = Boolean(load && !place_);
-    this.history = place_ || load ? 0 : history ?? 0;
-    if (on.onError) this.ready.promise.catch(() => {}); // onError reports it
-    this.caughtUp.promise.catch(() => {}); // `ready` reports it
+export function startsFromSnapshot({ start }: Member): boolean { return !!start?.startsWith("snapshot:"); }
+
+export function lacksEpoch({ position }: Member): boolean { return position?.epoch === ""; }
+
+export function learnEpoch(one: Member, start: Position | null): void {
+  if (lacksEpoch(one)) one.position = start && { epoch: start.epoch, position: one.position!.position };
+}
+
+export function follows({ position }: Member, start: Position): boolean {
+  return position?.epoch === start.epoch && position.position >= start.position;
+}
+
+/** Returns the position up to which the handler has got all messages. */
+export function doneUpTo(one: Member): Position | null { return lacksEpoch(one) || one.start ? null : one.position; }
+
+export function reportGap({ report, place }: Member, gap: Wire): void {
+  report("gap", { ...place, ...gap });
+}
+
+export function fail(one: Member, error: SubscriptionError): void {
+  one.report("error", error);
+  if (!error.retrying) end(one, error);
+}
+
+/** The server has confirmed the subscription on this connection. */
+export function confirm(one: Member): void {
+  const { lost, report } = one;
+  one.established = true;
+  one.ready.resolve();
+  report("state");
+  report("subscribed");
+  if (!lost) return;
+  one.lost = "";
+  reportGap(one, { tier: "notify", reason: "client_disconnected", since: lost, until: isoTime() });
+}
+
+/** The subscription has ended. */
+export function end(one: Member, error: SubscriptionError): void {
+  one.live = one.current = false;
+  one.loader?.end();
+  one.caughtUp.reject(error);
+  one.ready.reject(error); // unless it is resolved
+  one.report("state");
+}
+
+/** Delivers a message, or holds one of NOTIFY until the rows are there. */
+export function deliver({ loader, report }: Member, message: Message): void {
+  if (loader?.isStale) loader.hold(message);
+  else report("message", message);
+}
+
+/** All messages up to `edge` were delivered. */
+export function becomeCurrent(one: Member, edge: Position | null): void {
+  one.start = null;
+  one.loader?.becomeCurrent();
+  if (edge) {
+    learnEpoch(one, edge);
+    if (!one.position || (one.position.epoch === edge.epoch && !follows(one, edge))) one.position = edge;
   }
-
-  get startsFromSnapshot(): boolean { return Boolean(this.start?.startsWith("snapshot:")); }
-
-  get lacksEpoch(): boolean { return this.position?.epoch === ""; }
-
-  learnEpoch(start: Position | null): void {
-    if (this.lacksEpoch) this.position = start && { epoch: start.epoch, position: this.position?.position ?? 0 };
-  }
-
-  follows(start: Position): boolean {
-    return this.position?.epoch === start.epoch && this.position.position >= start.position;
-  }
-
-  /** The position up to which the handler has got all messages. */
-  get done(): Position | null { return this.lacksEpoch || this.start ? null : this.position; }
-
-  reportGap(gap: Wire): void {
-    call(this.on.onGap, { ...this.place, ...gap });
-  }
-
-  fail(error: SubscriptionError): void {
-    const { onError } = this.on;
-    call(onError, error);
-    if (error.retrying) return;
-    this.end(error);
-    if (this.established && !onError) call(() => { throw error; });
-  }
-
-  /** The subscription has ended. */
-  end(error: SubscriptionError): void {
-    this.live = this.isCurrent = false;
-    this.ended.abort();
-    this.caughtUp.reject(error);
-    if (!this.established) this.ready.reject(error);
-    call(this.on.onState);
-  }
-
-  /** Delivers a message, or holds one of NOTIFY until the rows are there. */
-  deliver(message: Message): void {
-    if (!this.isStale) call(this.handler, message);
-    else if (this.held.push(message) > MAX_HELD) {
-      this.held.shift();
-      this.heldTooMany = true;
-    }
-  }
-
-  /** All messages up to `edge` were delivered. */
-  becomeCurrent(edge: Position | null): void {
-    this.start = null;
-    this.loads = 1; // the next one is spread over some time: all clients may have missed messages at once
-    if (edge) {
-      this.learnEpoch(edge);
-      if (!this.position || (this.position.epoch === edge.epoch && !this.follows(edge))) this.position = edge;
-    }
-    if (this.isCurrent) return;
-    this.isCurrent = true;
-    this.caughtUp.resolve();
-    call(this.on.onState);
-    call(this.on.onLive);
-  }
-
-  /** The messages so far are not enough: rows must be loaded. */
-  becomeStale(): void {
-    this.isStale = true;
-    this.live = this.isCurrent = false;
-    this.position = this.start = null;
-    call(this.on.onState);
-  }
-
-  /** The rows are there, with the token of their snapshot. */
-  accept({ rows, token }: Loaded): void {
-    this.isStale = false;
-    this.start = token;
-    call(this.on.onRows, rows);
-    const held = this.held.splice(0);
-    if (this.ended.signal.aborted) return; // by onRows
-    for (const message of held) call(this.handler, message);
-    if (this.heldTooMany) this.reportGap({ tier: "notify", reason: "too_many_while_loading" });
-    this.heldTooMany = false;
-  }
+  if (one.current) return;
+  one.current = true;
+  one.caughtUp.resolve();
+  one.report("state");
+  one.report("current");
 }
 
 export function positionOf({ epoch, position }: { epoch?: string | null; position?: number }): Position | null {
   return typeof epoch === "string" && typeof position === "number" ? { epoch, position } : null;
-}
-
-/** Checks a `since`. Returns a position, or a string for the server: a time, or the token of a snapshot. */
-function placeOf(since: Start): Position | string {
-  if (since instanceof Date) return since.toISOString();
-  if (typeof since !== "string") {
-    const position = positionOf(since);
-    if (!position) throw new TypeError("since must be like {epoch: \"…\", position: 0}, a string or a Date");
-    return position;
-  }
-  const [, epoch, position] = /^([0-9a-f-]{36}):(\d+)$/.exec(since) ?? [];
-  return epoch ? { epoch, position: Number(position) } : since;
 }

@@ -1,17 +1,19 @@
 /** The parts of the library in the single file: they are there. */
 
-import * as ephemeral from "./ephemeral.js";
 import * as exact from "./exact.js";
-import * as history from "./history.js";
-import * as people from "./people.js";
-import * as publisher from "./publisher.js";
-import * as view from "./view.js";
+import * as login from "./login.js";
+import * as many from "./many.js";
+import * as presence from "./presence.js";
+import * as publishing from "./publishing.js";
+import * as reading from "./reading.js";
+import * as table from "./table.js";
 
 export const PARTS = {
-  ephemeral: async () => ephemeral,
   exact: async () => exact,
-  history: async () => history,
-  people: async () => people,
-  publisher: async () => publisher,
-  view: async () => view,
+  login: async () => login,
+  many: async () => many,
+  presence: async () => presence,
+  publishing: async () => publishing,
+  reading: async () => reading,
+  table: async () => table,
 };

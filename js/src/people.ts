@@ -3,7 +3,7 @@
 import { SubscriptionError } from "./errors.js";
 import type { Hub, Part } from "./hub.js";
 import { isEqual, PresenceState } from "./presence-state.js";
-import type { PresencePart, Shared } from "./shared.js";
+import type { PresencePart, Request, Shared } from "./shared.js";
 import type { PresenceMember } from "./types.js";
 import { call, deferred, type Deferred, type Wire } from "./util.js";
 
@@ -105,6 +105,9 @@ export class People {
   /** The key of this client's own member; null if it has not joined. */
   get key(): string | null { return this.#shared.key; }
 
+  /** False after `close()`, and when the server has ended it. */
+  get isOpen(): boolean { return this.#shared.handles.has(this); }
+
   /** Resolves when the members are known for the first time. Rejects with the SubscriptionError. */
   get ready(): Promise<void> { return this.#settled.promise; }
 
@@ -145,7 +148,8 @@ export class People {
 export class ChannelPresence implements PresencePart {
   readonly state = new PresenceState();
   readonly handles = new Set<People>();
-  worked = false; // the server has confirmed it once
+  #worked = false; // the server has confirmed it once
+  #combines = true; // presence is requested together with messages, unless the server has refused that
   #channel;
   /** What the application wants to join with. */
   #join: Joining | null = null;
@@ -203,7 +207,16 @@ export class ChannelPresence implements PresencePart {
     return this.join(handle, { ...this.#join, state });
   }
 
-  next(): { event: string; body: Wire } | null {
+  plan(forMessages: Request | null): Request | null {
+    const next = this.#next();
+    if (!forMessages) return next && { ...next, requesters: [] };
+    if (next?.event === "subscribe" && this.#combines) Object.assign(forMessages.body, next.body);
+    return forMessages;
+  }
+
+  worked(request: Request): boolean { return this.#worked && isForPresence(request); }
+
+  #next(): { event: string; body: Wire } | null {
     const [wish, now] = [this.wish, this.#confirmed];
     if (isEqual(wish, now)) return this.#sees && !this.state.current ? { event: "presence_get", body: {} } : null;
     if (wish === true && now) return { event: "presence_leave", body: {} };
@@ -214,7 +227,9 @@ export class ChannelPresence implements PresencePart {
   }
 
   /** The server has confirmed a request. */
-  accept(event: string, { presence: wish, state }: Wire, answer: Wire): void {
+  accept(request: Request, answer: Wire): void {
+    const { event, body: { presence: wish, state } } = request;
+    if (!isForPresence(request)) return;
     if (event === "presence_get") {
       this.receive("sync", answer);
       return;
@@ -229,13 +244,24 @@ export class ChannelPresence implements PresencePart {
       this.#sees = presence?.version !== undefined;
       if (this.#sees) this.receive("sync", presence);
     }
-    this.worked = true;
+    this.#worked = true;
     for (const handle of this.handles) handle.settle();
     this.#resolve();
   }
 
   /** A request has failed. Unless it is retried, what it was for is given up. */
-  fail(error: SubscriptionError, event: string, { presence, state }: Wire): void {
+  fail(error: SubscriptionError, request: Request): boolean {
+    if (isForPresence(request)) {
+      if (!error.retrying && request.requesters.length) {
+        this.#combines = false; // the next requests tell which of both the server refuses
+        return true;
+      }
+      this.#fail(error, request);
+    }
+    return false;
+  }
+
+  #fail(error: SubscriptionError, { event, body: { presence, state } }: Request) {
     const wish = event === "presence_update" ? { ...(this.#confirmed as Joining), state } : presence ?? true;
     if (error.retrying) this.#report(error);
     else if (event === "presence_get" && typeof this.#confirmed === "object") {
@@ -315,4 +341,9 @@ export class ChannelPresence implements PresencePart {
   #report(error: SubscriptionError, handles = [...this.handles]) {
     for (const { handlers } of handles) call(handlers.onError, error);
   }
+}
+
+/** Returns whether a request changes or asks for presence. */
+function isForPresence({ event, body }: Request) {
+  return event.startsWith("presence") || "presence" in body;
 }

@@ -15,17 +15,21 @@
 
 import type { Socket } from "socket.io-client";
 import { EphemeralSender } from "./ephemeral.js";
-import type { SubscriptionError, TokenError } from "./errors.js";
-import { Hub } from "./hub.js";
+import type { SubscriptionError } from "./errors.js";
+import { makeHub } from "./hub.js";
+import { Loader } from "./loading.js";
 import { Login } from "./login.js";
-import { Member, type Place } from "./member.js";
+import { Many } from "./many.js";
+import { doneUpTo, makeMember, positionOf, type Member, type Place } from "./member.js";
 import { watch, type People, type PresenceHandlers } from "./people.js";
-import { Publisher } from "./publisher.js";
+import { Publisher } from "./publishing.js";
 import type { Shared } from "./shared.js";
+import type { TokenError } from "./token-error.js";
 import { Tables, type LiveTable, type TableHandlers, type TableRequest } from "./tables.js";
 import type {
   EphemeralMessage, Filter, Gap, Health, Loaded, Message, Position, Published, PublishOptions, Start, TokenSource,
 } from "./types.js";
+import { call } from "./util.js";
 
 /** Without `since`, `history` and `load`, a subscription gets new messages only. */
 export interface SubscribeOptions {
@@ -99,8 +103,15 @@ export class Subscriptions {
   /** @param socket returned by io(...). With the option `token` it must not be connected yet */
   constructor(socket: Socket, options: SubscriptionsOptions = {}) {
     const { token, onTokenError, onHealth, onDirect, onEnded, ...delays } = options;
-    this.#hub = new Hub(socket, delays, { onHealth, onDirect, onEnded });
-    if (token) this.#hub.add(new Login(socket, this.#hub.options, { token, onTokenError }));
+    this.#hub = makeHub(socket, delays, (name, value: any) => (
+      call(name === "health" ? onHealth : name === "direct" ? onDirect : onEnded as any, value)
+    ));
+    this.#hub.many = this.#hub.add(new Many(this.#hub));
+    if (token) {
+      const login = this.#hub.add(new Login(socket, this.#hub.options, { token, onTokenError }));
+      socket.auth ??= (send) => login.connect(send);
+      this.#hub.add({ events: { connect_error: (error) => login.refuse(error) } });
+    }
     this.#publisher = this.#hub.add(new Publisher(this.#hub));
     this.#ephemeral = this.#hub.add(new EphemeralSender(this.#hub));
     this.#tables = this.#hub.add(new Tables(this.#hub));
@@ -124,11 +135,16 @@ export class Subscriptions {
   subscribe(channel: any, handler?: any, options: SubscribeOptions = {}): Subscription | LiveTable {
     if (channel.table) return this.#tables.subscribe(channel, handler);
     const shared = this.#hub.shared(placeOf(channel));
-    const { since, load, onRows, onLive, onEphemeral, filter, history, onGap, onError, onSubscribed } = options;
-    const on = { since, load, onRows, onLive, onEphemeral, filter, history, onGap, onError, onSubscribed };
-    const member = new Member(shared.place, handler, on);
+    const { since, load } = options;
+    const member = makeMember(shared.place, { ...options, since: since && startOf(since), history: load ? 0 : options.history }, (name, value: any) => {
+      if (name === "message") call(handler, value);
+      else call((options as any)[CALLBACKS[name]], value);
+      if (name === "error" && !value.retrying && member.established && !options.onError) call(() => { throw value; });
+    });
+    if (load) member.loader = new Loader(member, shared, load, options.onRows);
+    if (!shared.allows(member)) throw new TypeError(`another handler of ${shared.name} has another filter: the server keeps one for each client`);
     shared.add(member);
-    return new Subscription(member, shared);
+    return new Subscription(member, shared, Boolean(options.onError));
   }
 
   /** Watches who is present on a channel, until `close()`, and joins with `join()`. */
@@ -172,14 +188,22 @@ export class Subscriptions {
   close(): void { this.#hub.close(); }
 }
 
+const CALLBACKS: Record<string, keyof SubscribeOptions> = {
+  ephemeral: "onEphemeral", gap: "onGap", error: "onError", subscribed: "onSubscribed", current: "onLive",
+};
+
 /** One handler's subscription, as returned by `subscribe()`. */
 export class Subscription {
   #member;
   #shared;
+  #ready;
 
-  constructor(member: Member, shared: Shared) {
+  constructor(member: Member, shared: Shared, reportsErrors: boolean) {
     this.#member = member;
     this.#shared = shared;
+    this.#ready = member.ready.promise.then(() => {});
+    // An unhandled rejection only if nobody else reports it, and the application has not ended it itself.
+    member.ready.promise.catch(({ code }) => { if (reportsErrors || code === "unsubscribed") this.#ready.catch(() => {}); });
   }
 
   /** The channel, or the pattern. */
@@ -189,7 +213,7 @@ export class Subscription {
    * Resolves when the server has confirmed the subscription for the first time: from then on, missed messages are
    * reported as a gap. Rejects with the SubscriptionError if the subscription ended before that.
    */
-  get ready(): Promise<void> { return this.#member.ready.promise; }
+  get ready(): Promise<void> { return this.#ready; }
 
   /**
    * Messages per second, of each key, that arrive at most: others are skipped. Null without such a rule, and before the
@@ -198,7 +222,7 @@ export class Subscription {
   get maxRate(): number | null { return this.#shared.maxRate; }
 
   /** True when the server has confirmed the subscription on the current connection. */
-  get active(): boolean { return this.#member.live; }
+  get active(): boolean { return !!this.#member.live; }
 
   /**
    * Resolves when all messages up to now were delivered for the first time, and with `load` the rows before them: a
@@ -211,7 +235,7 @@ export class Subscription {
    * store it, and pass it as `since` next time. Null if the server has no log or has not answered yet, and after
    * starting from a snapshot until the subscription is live.
    */
-  get position(): Position | null { return this.#member.done; }
+  get position(): Position | null { return doneUpTo(this.#member); }
 
   /**
    * Ends the subscription: the handler is not called any more. Idempotent.
@@ -223,11 +247,25 @@ export class Subscription {
   }
 }
 
+/** Checks a `since`. Returns a position, or a string for the server: a time, or the token of a snapshot. */
+function startOf(since: Start): Position | string {
+  if (since instanceof Date) return since.toISOString();
+  if (typeof since !== "string") {
+    const position = positionOf(since);
+    if (!position) throw new TypeError("since must be like {epoch: \"…\", position: 0}, a string or a Date");
+    return position;
+  }
+  const [, epoch, position] = /^([0-9a-f-]{36}):(\d+)$/.exec(since) ?? [];
+  return epoch ? { epoch, position: Number(position) } : since;
+}
+
 function placeOf(channel: string | { pattern: string }): Place {
   return typeof channel === "object" ? { pattern: channel.pattern } : { channel };
 }
 
-export { PublishError, SubscriptionError, TokenError } from "./errors.js";
+export { SubscriptionError } from "./errors.js";
+export { PublishError } from "./publish-error.js";
+export { TokenError } from "./token-error.js";
 export { LiveTable } from "./tables.js";
 export type { Change, TableHandlers, TableRequest } from "./tables.js";
 export type { People as Presence, PresenceHandlers } from "./people.js";

@@ -1,59 +1,109 @@
-/** A live table as one part of the program uses it. `view.ts` is loaded with the first one. */
+/** A live table's rows for an application, as `client.table()` returns it: sorted, checked by its schema, with a state. */
 
 import type { Core } from "./client.js";
-import { Emitter } from "./emitter.js";
-import { SubscriptionError } from "./errors.js";
-import type { ChannelState, ClientError, Table, TableEvents, TableOptions } from "./types.js";
+import type { Emitter } from "./emitter.js";
+import { check } from "./schema.js";
+import { Tables, type LiveTable } from "./tables.js";
+import type { ChannelState, ClientError, Order, TableEvents, TableOptions } from "./types.js";
 import { onAbort } from "./util.js";
-import type { View } from "./view.js";
 
-const NONE: ReadonlyMap<any, any> = new Map();
-const EMPTY: readonly any[] = [];
+export { Tables };
 
-export class TableHandle extends Emitter<TableEvents<any>> implements Table<any> {
-  #core;
-  #view: View | null = null;
-  #opening: Promise<View>;
+export class TableView {
+  state: ChannelState = { status: "subscribing", code: "subscribing", reason: "" };
+  #handle;
+  #table: LiveTable;
+  #order: { column: string; desc: boolean }[];
+  #list: any[] | null = null;
+  #error: ClientError | null = null;
+  #wasCurrent = false;
   #isEnded = false;
-  #state: ChannelState = { status: "subscribing", code: "subscribing", reason: "" };
 
-  constructor(core: Core, readonly name: string, options: TableOptions<any>) {
-    super();
-    this.#core = core;
-    this.#opening = core.part("view").then(async ({ open, tablesOf }) => {
-      const tables = await core.added("view", () => tablesOf(core.hub));
-      if (this.#isEnded) throw core.closed ?? new SubscriptionError("unsubscribed", "unsubscribed before it began", name);
-      return this.#view = open(core, tables, name, options, (event, value) => this.#heard(event, value));
+  constructor(core: Core, tables: Tables, name: string, options: TableOptions<any>, handle: Emitter<TableEvents<any>>) {
+    const { where, order, limit, schema, signal } = options;
+    this.#handle = handle;
+    this.#order = (order === undefined ? [] : Array.isArray(order) ? order : [order]).map((one: Order) => (
+      typeof one === "string" ? { column: one, desc: false } : { column: one.column, desc: one.desc ?? false }
+    ));
+    const checked = (row: any) => {
+      const found = schema ? check(schema, row) : { value: row };
+      if (found instanceof Promise) throw new TypeError("the schema of a table must not need time");
+      if (!found.issues) return found.value;
+      handle.emit("invalid", { ...found, row });
+      return null;
+    };
+    this.#table = tables.subscribe({ table: name, where, order, limit }, {
+      check: schema && checked,
+      onRows: (rows, reason) => {
+        this.#list = null;
+        handle.emit("rows", { rows, reason });
+      },
+      onChange: (change) => {
+        this.#list = null;
+        handle.emit("change", change as any);
+        core.saw(change.payload);
+      },
+      onError: (error) => {
+        this.#error = error as ClientError;
+        if (!error.retrying) this.#isEnded = true;
+        if (!handle.emit("error", error as ClientError)) core.fail(error as ClientError);
+        this.#change();
+      },
+      onState: () => this.#change(),
     });
-    this.#opening.catch(() => {});
-    onAbort(options.signal, () => this.unsubscribe());
+    onAbort(signal, () => this.unsubscribe());
   }
 
-  get state(): ChannelState { return this.#state; }
+  get rows(): ReadonlyMap<any, any> { return this.#table.rows; }
 
-  get rows(): ReadonlyMap<any, any> { return this.#view?.rows ?? NONE; }
+  get key(): readonly string[] { return this.#table.key; }
 
-  get list(): readonly any[] { return this.#view?.list ?? EMPTY; }
+  get complete(): boolean { return this.#table.complete; }
 
-  get key(): readonly string[] { return this.#view?.key ?? EMPTY; }
+  get list(): readonly any[] { return this.#list ??= [...this.rows.values()].sort((a, b) => this.#compare(a, b)); }
 
-  get complete(): boolean { return this.#view?.complete ?? true; }
+  live(): Promise<void> { return this.#table.live; }
 
-  keyOf(row: any): any { return this.#view?.keyOf(row); }
+  keyOf(row: any): any { return this.#table.keyOf(row); }
 
-  live(): Promise<void> { return this.#opening.then((view) => view.live); }
-
-  async unsubscribe(): Promise<void> {
+  unsubscribe(): Promise<void> {
     this.#isEnded = true;
-    await this.#view?.unsubscribe();
+    return this.#table.unsubscribe();
   }
 
-  #heard<Name extends keyof TableEvents>(event: Name, value: TableEvents<any>[Name]) {
-    if (event === "state") {
-      const { status, code } = value as ChannelState;
-      if (status === this.#state.status && code === this.#state.code) return;
-      this.#state = value as ChannelState;
+  #compare(a: any, b: any): number {
+    for (const { column, desc } of this.#order) {
+      const order = compare(a[column], b[column]);
+      if (order) return desc ? -order : order;
     }
-    if (!this.emit(event, value) && event === "error") this.#core.fail(value as ClientError);
+    for (const column of this.key) {
+      const order = compare(a[column], b[column]);
+      if (order) return order;
+    }
+    return 0;
   }
+
+  /** Reports the state if it is another one. */
+  #change() {
+    const table = this.#table as LiveTable | undefined; // while it is being made there is none
+    let status: ChannelState["status"] = table?.confirmed ? "subscribed" : this.#wasCurrent ? "reconnecting" : "subscribing";
+    if (this.#isEnded) status = "ended";
+    else if (table?.active) {
+      this.#error = null;
+      this.#wasCurrent = true;
+      status = "live";
+    }
+    const code = this.#error?.code ?? (status === "ended" ? "unsubscribed" : status);
+    if (status === this.state.status && code === this.state.code) return;
+    this.state = { status, code, reason: this.#error?.message ?? "" };
+    this.#handle.emit("state", this.state);
+  }
+}
+
+/** As PostgreSQL sorts: null comes last. Texts by their characters, as with the collation "C". */
+function compare(a: any, b: any): number {
+  if (a === b) return 0;
+  if (a === null || a === undefined) return 1;
+  if (b === null || b === undefined) return -1;
+  return a < b ? -1 : a > b ? 1 : 0;
 }

@@ -1,9 +1,10 @@
 /** Live tables: rows that are kept in step with the database. */
 
 import { SubscriptionError } from "./errors.js";
+import { pause } from "./pause.js";
 import type { Hub, Part } from "./hub.js";
 import type { Filter, Order, Position } from "./types.js";
-import { backoff, call, deferred, pause, request, TRANSIENT, type Failure, type Wire } from "./util.js";
+import { backoff, call, deferred, request, TRANSIENT, type Failure, type Wire } from "./util.js";
 
 export interface TableRequest {
   /** "schema.table" */

@@ -416,7 +416,7 @@ export interface Channel<Payload = unknown, Rows = unknown>
   /** Subscribes. Resolves when all messages up to now were delivered, and with `load` the rows before them. */
   live(): Promise<void>;
   /** The messages from now on, for `for await`. The loop's end, or `signal`, ends its part of the subscription. */
-  messages(options?: { signal?: AbortSignal; buffer?: number }): AsyncIterableIterator<Message<Payload>>;
+  messages(options?: { signal?: AbortSignal; buffer?: number }): AsyncGenerator<Message<Payload>, void, undefined>;
   /** Reads older messages of the log, oldest first. */
   history(options?: HistoryOptions | number): Promise<Message<Payload>[]>;
   /** Publishes once, also across reconnects. Rejects with a PublishError. */

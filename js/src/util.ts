@@ -19,13 +19,13 @@ export interface Delays {
 /** What all parts of a connection know; times in ms. */
 export interface Options extends Delays {
   timeout: number;
-  publishTimeout: number;
+  publishTimeout?: number;
   numbers?: string;
   /** The server reports when a replay has caught up; servers of older versions do not. */
   sendsLive: boolean;
 }
 
-export const DEFAULTS = { timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000, publishTimeout: 60_000 };
+export const DEFAULTS = { timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000 };
 
 /** Errors that are retried. "internal" is retried too, for a subscription that has worked before. */
 export const TRANSIENT = new Set(["database_unavailable", "authentication_unavailable", "rate_limited", "no_answer"]);
@@ -45,30 +45,20 @@ export function request(
 /** Returns the error of an answer, or null. */
 export function failureOf(answer: Wire): Failure | null {
   if (answer?.ok === true) return null;
-  return { code: answer?.error?.code ?? "internal", message: answer?.error?.message ?? "" };
+  const { code = "internal", message = "" } = answer?.error ?? {};
+  return { code, message };
 }
 
-/** Returns the milliseconds before the next attempt. */
+/** Returns the milliseconds before the next attempt: a random part, so that many clients do not retry at the same time. */
 export function backoff({ retryDelay, retryDelayMax }: Delays, attempt: number): number {
-  return Math.min(retryDelayMax, retryDelay * 2 ** attempt) * spread();
+  return Math.min(retryDelayMax, retryDelay * 2 ** attempt) * (0.5 + Math.random() / 2);
 }
 
-/** Returns a random factor, so that many clients do not retry at the same time. */
-export function spread(): number {
-  return 0.5 + Math.random() / 2;
-}
+export function isoTime(ms = Date.now()): string { return new Date(ms).toISOString(); }
 
-/** Waits, also when the time is zero. Ends early when `signal` is aborted. */
-export function pause(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const end = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", end);
-      resolve();
-    };
-    const timer = setTimeout(end, ms);
-    signal.addEventListener("abort", end);
-  });
+/** Returns a state for the application. */
+export function stateOf<Status extends string>(status: Status, code: string = status, reason = "") {
+  return { status, code, reason };
 }
 
 export interface Deferred {
@@ -93,9 +83,8 @@ export function call<Values extends unknown[]>(callback: ((...values: Values) =>
   }
 }
 
-/** Calls `end` when the signal is aborted, at once if it is already. Returns the function that ends that. */
-export function onAbort(signal: AbortSignal | undefined, end: () => void): () => void {
+/** Calls `end` when the signal is aborted, at once if it is already. */
+export function onAbort(signal: AbortSignal | undefined, end: () => void): void {
   if (signal?.aborted) end();
   else signal?.addEventListener("abort", end, { once: true });
-  return () => signal?.removeEventListener("abort", end);
 }

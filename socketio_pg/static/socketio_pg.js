@@ -1,6 +1,6 @@
 // Made from js/src by `npm run build` in js/: change it there. docs/javascript.md describes it.
 /** Small functions that several modules share: requests to the server, pauses, callbacks. */
-const DEFAULTS = { timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000, publishTimeout: 60_000 };
+const DEFAULTS = { timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000 };
 /** Errors that are retried. "internal" is retried too, for a subscription that has worked before. */
 const TRANSIENT = new Set(["database_unavailable", "authentication_unavailable", "rate_limited", "no_answer"]);
 const NO_ANSWER = { code: "no_answer", message: "The server did not answer." };
@@ -17,27 +17,17 @@ function request(socket, timeout, event, body, answered) {
 function failureOf(answer) {
     if (answer?.ok === true)
         return null;
-    return { code: answer?.error?.code ?? "internal", message: answer?.error?.message ?? "" };
+    const { code = "internal", message = "" } = answer?.error ?? {};
+    return { code, message };
 }
-/** Returns the milliseconds before the next attempt. */
+/** Returns the milliseconds before the next attempt: a random part, so that many clients do not retry at the same time. */
 function backoff({ retryDelay, retryDelayMax }, attempt) {
-    return Math.min(retryDelayMax, retryDelay * 2 ** attempt) * spread();
+    return Math.min(retryDelayMax, retryDelay * 2 ** attempt) * (0.5 + Math.random() / 2);
 }
-/** Returns a random factor, so that many clients do not retry at the same time. */
-function spread() {
-    return 0.5 + Math.random() / 2;
-}
-/** Waits, also when the time is zero. Ends early when `signal` is aborted. */
-function pause(ms, signal) {
-    return new Promise((resolve) => {
-        const end = () => {
-            clearTimeout(timer);
-            signal.removeEventListener("abort", end);
-            resolve();
-        };
-        const timer = setTimeout(end, ms);
-        signal.addEventListener("abort", end);
-    });
+function isoTime(ms = Date.now()) { return new Date(ms).toISOString(); }
+/** Returns a state for the application. */
+function stateOf(status, code = status, reason = "") {
+    return { status, code, reason };
 }
 /** Returns a promise with the functions that settle it. */
 function deferred() {
@@ -54,44 +44,42 @@ function call(callback, ...values) {
         queueMicrotask(() => { throw error; });
     }
 }
-/** Calls `end` when the signal is aborted, at once if it is already. Returns the function that ends that. */
+/** Calls `end` when the signal is aborted, at once if it is already. */
 function onAbort(signal, end) {
     if (signal?.aborted)
         end();
     else
         signal?.addEventListener("abort", end, { once: true });
-    return () => signal?.removeEventListener("abort", end);
 }
 
 /** Listeners by event, and signals that remove them. */
-class Emitter {
-    #listeners = new Map();
-    on(name, listener, { signal } = {}) {
-        if (signal?.aborted)
+/** @param listened called when a listener of the event was added or removed */
+function makeEmitter(listened) {
+    const listeners = Object.create(null);
+    const hears = (name) => !!listeners[name]?.size;
+    return {
+        hears,
+        on(name, listener, { signal } = {}) {
+            if (signal?.aborted)
+                return this;
+            (listeners[name] ??= new Set()).add(listener);
+            onAbort(signal, () => this.off(name, listener));
+            listened?.(name);
             return this;
-        const all = this.#listeners.get(name) ?? new Set();
-        this.#listeners.set(name, all.add(listener));
-        onAbort(signal, () => this.off(name, listener));
-        this.listened(name);
-        return this;
-    }
-    off(name, listener) {
-        if (this.#listeners.get(name)?.delete(listener))
-            this.listened(name);
-        return this;
-    }
-    /** Returns whether somebody listens to the event. */
-    hears(name) { return Boolean(this.#listeners.get(name)?.size); }
-    /** A listener of the event was added or removed. */
-    listened(_name) { }
-    /** Calls the listeners. Returns whether there was one. */
-    emit(name, value) {
-        const all = this.#listeners.get(name);
-        for (const listener of [...all ?? []])
-            if (all.has(listener))
-                call(listener, value);
-        return this.hears(name);
-    }
+        },
+        off(name, listener) {
+            if (listeners[name]?.delete(listener))
+                listened?.(name);
+            return this;
+        },
+        emit(name, value) {
+            const all = listeners[name];
+            for (const listener of [...all ?? []])
+                if (all.has(listener))
+                    call(listener, value);
+            return hears(name);
+        },
+    };
 }
 
 /** The errors: one class for each kind of failure, and a union by `code` for `switch`. */
@@ -100,1214 +88,716 @@ class SocketIoPgError extends Error {
     code;
     /** True when it is retried automatically. Otherwise what failed has ended. */
     retrying = false;
-    constructor(name, code, message, options) {
+    constructor(code, message, options) {
         super(message, options);
-        this.name = name;
         this.code = code;
-    }
-}
-/** The server refused to publish a message, or the attempt was given up. */
-class PublishError extends SocketIoPgError {
-    channel;
-    uncertain;
-    /**
-     * @param code one of docs/protocol.md, or "no_answer", or "closed": after `close()`
-     * @param uncertain true when the message may have been published. Otherwise it was not
-     */
-    constructor(code, message, channel, uncertain) {
-        super("PublishError", code, message);
-        this.channel = channel;
-        this.uncertain = uncertain;
     }
 }
 /** The server refused a subscription, or did not answer, or `load` failed. */
 class SubscriptionError extends SocketIoPgError {
     channel;
+    name = "SubscriptionError";
     /**
      * @param code one of docs/protocol.md, or "no_answer" or "unsubscribed", or "load_failed": `load` failed
      * @param options `cause`: the error that `load` has thrown
      */
     constructor(code, message, channel, options) {
-        super("SubscriptionError", code, message, options);
+        super(code, message, options);
         this.channel = channel;
     }
 }
+
+/** Objects whose code is loaded when they are first used. */
 /**
- * The server refused the connection, or the token could not be renewed before it expired.
- *
- * When the socket is connected, it is the renewal that failed. Nothing is lost then: the renewal is retried until the
- * token expires. The server then closes the connection, and the client reconnects with the token that `token` returns.
+ * Returns an object with listeners, whose fields are those of the inner object, or `fields` as long as there is none, and
+ * whose methods wait for it.
+ * @param open loads the inner object; called once, by the first method or listener
  */
-class TokenError extends SocketIoPgError {
-    /**
-     * @param code one of docs/protocol.md, or "no_answer", or "no_token": the function `token` failed, or returned the
-     *   old token again
-     * @param options `cause`: the error that `token` has thrown
-     */
-    constructor(code, message, options) {
-        super("TokenError", code, message, options);
-    }
+function lazy(open, fields, methods) {
+    let inner = fields;
+    let opening;
+    const use = () => opening ??= open(handle).then((found) => inner = found);
+    const handle = makeEmitter(use);
+    for (const name in fields)
+        Object.defineProperty(handle, name, { get: () => inner[name] });
+    for (const name of methods)
+        handle[name] = async (...values) => (await use())[name](...values);
+    return handle;
 }
 
 /** One user of a channel: its position in the log, and whether it receives the live messages after it. */
-// Messages of NOTIFY that one handler holds while it loads rows.
-const MAX_HELD = 1_000;
-/** The state of one handler's subscription. */
-class Member {
-    place;
-    handler;
-    on;
-    established = false; // the server has confirmed it once
-    live = false;
-    lostAt = 0; // ms: when the connection was lost, and with it messages of NOTIFY; 0: not lost
-    isCurrent = false; // has been up to date on this connection
-    ready = deferred();
-    caughtUp = deferred();
-    /** The epoch is "" while it is unknown: the log was installed after we subscribed. */
-    position;
-    /**
-     * A start that is no position. A time counts until the server has answered with its position, the token of a
-     * snapshot until the subscription is live: a message with a higher position may be in the snapshot.
-     */
-    start;
-    history;
-    // With `load`:
-    isStale; // the rows must be loaded first
-    isLoading = false;
-    loads = 0; // 1 after it was current
-    /** Messages of NOTIFY that arrived while it was stale. */
-    held = [];
-    heldTooMany = false;
-    ended = new AbortController();
-    constructor(place, handler, on) {
-        this.place = place;
-        this.handler = handler;
-        this.on = on;
-        const { since, history, load } = on;
-        const place_ = since ? placeOf$1(since) : null;
-        this.position = typeof place_ === "string" ? null : place_;
-        this.start = typeof place_ === "string" ? place_ : null;
-        this.isStale = Boolean(load && !place_);
-        this.history = place_ || load ? 0 : history ?? 0;
-        if (on.onError)
-            this.ready.promise.catch(() => { }); // onError reports it
-        this.caughtUp.promise.catch(() => { }); // `ready` reports it
+function makeMember(place, { since, history, filter }, report) {
+    const [ready, caughtUp] = [deferred(), deferred()];
+    for (const { promise } of [ready, caughtUp])
+        promise.catch(() => { }); // the event `error` reports it
+    return {
+        place, report, ready, caughtUp,
+        filter: filter ?? null,
+        position: since ? positionOf(since) : null,
+        // The server knows a position as text, too.
+        start: since instanceof Date ? since.toISOString() : typeof since === "string" ? since : null,
+        history: since ? 0 : history ?? 0,
+    };
+}
+function startsFromSnapshot({ start }) { return !!start?.startsWith("snapshot:"); }
+function lacksEpoch({ position }) { return position?.epoch === ""; }
+function learnEpoch(one, start) {
+    if (lacksEpoch(one))
+        one.position = start && { epoch: start.epoch, position: one.position.position };
+}
+function follows({ position }, start) {
+    return position?.epoch === start.epoch && position.position >= start.position;
+}
+/** Returns the position up to which the handler has got all messages. */
+function doneUpTo(one) { return lacksEpoch(one) || one.start ? null : one.position; }
+function reportGap({ report, place }, gap) {
+    report("gap", { ...place, ...gap });
+}
+function fail$1(one, error) {
+    one.report("error", error);
+    if (!error.retrying)
+        end(one, error);
+}
+/** The server has confirmed the subscription on this connection. */
+function confirm(one) {
+    const { lost, report } = one;
+    one.established = true;
+    one.ready.resolve();
+    report("state");
+    report("subscribed");
+    if (!lost)
+        return;
+    one.lost = "";
+    reportGap(one, { tier: "notify", reason: "client_disconnected", since: lost, until: isoTime() });
+}
+/** The subscription has ended. */
+function end(one, error) {
+    one.live = one.current = false;
+    one.loader?.end();
+    one.caughtUp.reject(error);
+    one.ready.reject(error); // unless it is resolved
+    one.report("state");
+}
+/** Delivers a message, or holds one of NOTIFY until the rows are there. */
+function deliver({ loader, report }, message) {
+    if (loader?.isStale)
+        loader.hold(message);
+    else
+        report("message", message);
+}
+/** All messages up to `edge` were delivered. */
+function becomeCurrent(one, edge) {
+    one.start = null;
+    one.loader?.becomeCurrent();
+    if (edge) {
+        learnEpoch(one, edge);
+        if (!one.position || (one.position.epoch === edge.epoch && !follows(one, edge)))
+            one.position = edge;
     }
-    get startsFromSnapshot() { return Boolean(this.start?.startsWith("snapshot:")); }
-    get lacksEpoch() { return this.position?.epoch === ""; }
-    learnEpoch(start) {
-        if (this.lacksEpoch)
-            this.position = start && { epoch: start.epoch, position: this.position?.position ?? 0 };
-    }
-    follows(start) {
-        return this.position?.epoch === start.epoch && this.position.position >= start.position;
-    }
-    /** The position up to which the handler has got all messages. */
-    get done() { return this.lacksEpoch || this.start ? null : this.position; }
-    reportGap(gap) {
-        call(this.on.onGap, { ...this.place, ...gap });
-    }
-    fail(error) {
-        const { onError } = this.on;
-        call(onError, error);
-        if (error.retrying)
-            return;
-        this.end(error);
-        if (this.established && !onError)
-            call(() => { throw error; });
-    }
-    /** The subscription has ended. */
-    end(error) {
-        this.live = this.isCurrent = false;
-        this.ended.abort();
-        this.caughtUp.reject(error);
-        if (!this.established)
-            this.ready.reject(error);
-        call(this.on.onState);
-    }
-    /** Delivers a message, or holds one of NOTIFY until the rows are there. */
-    deliver(message) {
-        if (!this.isStale)
-            call(this.handler, message);
-        else if (this.held.push(message) > MAX_HELD) {
-            this.held.shift();
-            this.heldTooMany = true;
-        }
-    }
-    /** All messages up to `edge` were delivered. */
-    becomeCurrent(edge) {
-        this.start = null;
-        this.loads = 1; // the next one is spread over some time: all clients may have missed messages at once
-        if (edge) {
-            this.learnEpoch(edge);
-            if (!this.position || (this.position.epoch === edge.epoch && !this.follows(edge)))
-                this.position = edge;
-        }
-        if (this.isCurrent)
-            return;
-        this.isCurrent = true;
-        this.caughtUp.resolve();
-        call(this.on.onState);
-        call(this.on.onLive);
-    }
-    /** The messages so far are not enough: rows must be loaded. */
-    becomeStale() {
-        this.isStale = true;
-        this.live = this.isCurrent = false;
-        this.position = this.start = null;
-        call(this.on.onState);
-    }
-    /** The rows are there, with the token of their snapshot. */
-    accept({ rows, token }) {
-        this.isStale = false;
-        this.start = token;
-        call(this.on.onRows, rows);
-        const held = this.held.splice(0);
-        if (this.ended.signal.aborted)
-            return; // by onRows
-        for (const message of held)
-            call(this.handler, message);
-        if (this.heldTooMany)
-            this.reportGap({ tier: "notify", reason: "too_many_while_loading" });
-        this.heldTooMany = false;
-    }
+    if (one.current)
+        return;
+    one.current = true;
+    one.caughtUp.resolve();
+    one.report("state");
+    one.report("current");
 }
 function positionOf({ epoch, position }) {
     return typeof epoch === "string" && typeof position === "number" ? { epoch, position } : null;
-}
-/** Checks a `since`. Returns a position, or a string for the server: a time, or the token of a snapshot. */
-function placeOf$1(since) {
-    if (since instanceof Date)
-        return since.toISOString();
-    if (typeof since !== "string") {
-        const position = positionOf(since);
-        if (!position)
-            throw new TypeError("since must be like {epoch: \"…\", position: 0}, a string or a Date");
-        return position;
-    }
-    const [, epoch, position] = /^([0-9a-f-]{36}):(\d+)$/.exec(since) ?? [];
-    return epoch ? { epoch, position: Number(position) } : since;
-}
-
-/** The presence of a channel as one part of the program uses it. `people.ts` is loaded when it is first used. */
-const NOBODY = new Map();
-class PresenceHandle extends Emitter {
-    #core;
-    #name;
-    #onChange;
-    #people = null;
-    #opening = null;
-    #isForwarding = false;
-    constructor(core, name, onChange) {
-        super();
-        this.#core = core;
-        this.#name = name;
-        this.#onChange = onChange;
-    }
-    get members() { return this.#people?.members ?? NOBODY; }
-    get count() { return this.#people?.count ?? 0; }
-    get complete() { return this.#people?.complete ?? false; }
-    get key() { return this.#people?.key ?? null; }
-    watch() { return this.#open().then((people) => people.ready); }
-    join(state, { key, signal } = {}) {
-        onAbort(signal, () => this.leave());
-        return this.#open().then((people) => people.join(state, { key }));
-    }
-    update(state) { return this.#open().then((people) => people.update(state)); }
-    leave() { return this.#open().then((people) => people.leave()); }
-    close() {
-        this.#opening?.then((people) => people.close());
-        this.#opening = this.#people = null;
-    }
-    /** The channel has a listener to `presence`, or none any more. */
-    forward(isWanted) {
-        this.#isForwarding = isWanted;
-        this.#update();
-    }
-    listened() { this.#update(); }
-    #update() {
-        const isUsed = this.#isForwarding || ["join", "update", "leave", "sync"].some((name) => this.hears(name));
-        if (isUsed)
-            this.#open();
-    }
-    #open() {
-        return this.#opening ??= this.#core.part("people").then(({ watch }) => {
-            const made = watch(this.#core.hub, this.#core.hub.shared({ channel: this.#name }), {
-                onJoin: (member) => {
-                    this.emit("join", member);
-                    this.#onChange({ kind: "join", member });
-                },
-                onUpdate: (member, before) => {
-                    this.emit("update", { member, before });
-                    this.#onChange({ kind: "update", member, before });
-                },
-                onLeave: (member) => {
-                    this.emit("leave", member);
-                    this.#onChange({ kind: "leave", member });
-                },
-                onSync: (members) => this.emit("sync", members),
-                onError: (error) => { if (!this.emit("error", error))
-                    this.#core.fail(error); },
-            });
-            this.#people = made;
-            return made;
-        });
-    }
-}
-
-/** Checks payloads with the application's schemas. */
-/** Returns the checked value or what is wrong with it; a promise if the schema needs time. */
-function check(schema, value) {
-    try {
-        const found = "~standard" in schema ? schema["~standard"].validate(value) : { value: schema.parse(value) };
-        return found instanceof Promise ? found.catch(wrong) : found;
-    }
-    catch (cause) {
-        return wrong(cause);
-    }
-}
-function wrong(cause) {
-    return { issues: cause?.issues ?? [{ message: String(cause?.message ?? cause) }], cause };
-}
-/** Returns the schema of a channel: under its own name, or the first key that stands for it. */
-function schemaFor(schemas, name) {
-    if (!schemas)
-        return undefined;
-    // Not one that all objects inherit: a channel may be called "constructor".
-    const key = Object.hasOwn(schemas, name) ? name : Object.keys(schemas).find((one) => matches(one, name));
-    return key === undefined ? undefined : schemas[key];
-}
-/** Returns whether a name is one of `"orders:*"`, `"orders:${number}"` or `"orders:${string}"`. */
-function matches(key, name) {
-    const parts = key.split(/\*|\$\{string\}|(\$\{number\})/).map((part, index) => (index % 2 ? (part ? "-?[\\d.]+(?:e[-+]?\\d+)?" : ".*") : part.replace(/[^\w]/g, "\\$&")));
-    return new RegExp(`^${parts.join("")}$`, "s").test(name);
 }
 
 /** A channel or pattern as one part of the program uses it. */
 /** Events that need the subscription. */
 const LASTING = ["message", "gap", "rows", "ephemeral"];
-const IDLE = { status: "idle", code: "idle", reason: "" };
-class ChannelHandle extends Emitter {
-    name;
-    #core;
-    #place;
-    #options;
-    #shared = null;
-    #member = null;
-    #state = IDLE;
-    #isWanted = false; // by subscribe()
-    #isStopped = false; // by unsubscribe(): listeners that are still there do not count
-    #final = null;
-    #retry = null;
-    #loops = new Set();
-    #presence = null;
-    #schema;
-    /** With a schema that needs time: the end of the checks so far, and the position before them. */
-    #checks = null;
-    #checked = null;
-    constructor(core, place, options) {
-        super();
-        this.#core = core;
-        this.#place = place;
-        this.#options = options;
-        this.name = (place.pattern ?? place.channel);
-        this.#schema = options.schema ?? schemaFor(core.options.schemas, this.name);
-        new Member(place, () => { }, options); // throws if `since` is none
-        onAbort(options.signal, () => this.#end(new SubscriptionError("aborted", "the signal was aborted", this.name)));
-    }
-    get state() { return this.#state; }
-    get position() { return this.#checks ? this.#checked : this.#member?.done ?? null; }
-    get maxRate() { return this.#shared?.maxRate ?? null; }
-    get presence() {
-        return this.#presence ??= new PresenceHandle(this.#core, this.name, (change) => this.emit("presence", change));
-    }
-    subscribe() {
-        this.#isWanted = true;
-        this.#isStopped = false;
-        this.#final = null;
-        this.#start();
-        return this.#member?.ready.promise ?? Promise.reject(this.#final);
-    }
-    async live() {
-        await this.subscribe();
-        await this.#member?.caughtUp.promise;
-    }
-    listened(name) {
-        if (name === "presence")
-            this.presence.forward(this.hears(name));
-        if (!LASTING.includes(name))
-            return;
-        if (this.hears(name))
-            this.#isStopped = false;
-        this.#update();
-    }
-    /** Starts at once, and ends in a microtask, if nobody has begun to listen again by then. */
-    #update() {
-        if (this.#isUsed)
-            this.#start();
-        else
-            queueMicrotask(() => { if (!this.#isUsed)
-                this.#stop(); });
-    }
-    get #isUsed() {
-        return !this.#isStopped && (this.#isWanted || this.#loops.size > 0 || LASTING.some((name) => this.hears(name)));
-    }
-    #start() {
-        if (this.#member || this.#final)
-            return;
-        const { since, history, filter, load } = this.#options;
-        const member = new Member(this.#place, (message) => this.#receive(message), {
-            since, history, filter, load,
-            onRows: (rows) => this.emit("rows", rows),
-            onGap: (gap) => this.emit("gap", gap),
-            onEphemeral: (message) => this.emit("ephemeral", message),
-            onError: (error) => this.#fail(error),
-            onState: () => this.#changed(),
-        });
-        if (this.#core.closed) {
-            this.#end(this.#core.closed);
-            return;
+function makeChannel(core, place, name, options) {
+    const { load, schema } = options;
+    let state = stateOf("idle");
+    let shared;
+    let member;
+    let isWanted = false; // by subscribe()
+    let isStopped = false; // by unsubscribe(): listeners that are still there do not count
+    let final;
+    let retried;
+    let presence;
+    /** What `schema` and `load` need. */
+    let extras;
+    let checker;
+    let preparing;
+    const emitter = makeEmitter((event) => {
+        const isHeard = emitter.hears(event);
+        if (event === "presence") {
+            if (isHeard)
+                self.presence.watch().catch(() => { }); // its event `error` reports it
         }
-        try {
-            this.#shared = this.#core.hub.shared(this.#place);
-            this.#shared.add(member);
-            this.#member = member;
-            this.#changed();
-        }
-        catch (error) {
-            const found = new SubscriptionError("conflicting_filter", error.message, this.name);
-            this.#end(found);
-            queueMicrotask(() => this.#fail(found));
-        }
-    }
-    #stop() {
-        const member = this.#member;
-        this.#member = null;
-        if (member)
-            this.#shared.remove(member);
-        for (const loop of this.#loops)
-            loop.end();
-        this.#changed();
-    }
-    /** Ends for good, unless `subscribe()` is called. */
-    #end(error) {
-        this.#final = error;
-        this.#stop();
-    }
-    async unsubscribe() {
-        this.#isWanted = false;
-        this.#isStopped = true;
-        this.#stop();
-        if (!this.#shared?.members.size)
-            await this.#shared?.settle();
-    }
-    #fail(error) {
-        if (error.retrying)
-            this.#retry = error;
-        else
-            this.#final = error;
-        const heard = this.emit("error", error);
-        this.#changed();
-        if (!heard)
-            this.#core.fail(error, !this.#isWanted);
-    }
-    /** Reports the state if it is another one. */
-    #changed() {
-        const state = this.#find();
-        const { status, code } = this.#state;
-        if (status === state.status && code === state.code)
-            return;
-        this.#state = state;
-        this.emit("state", state);
-    }
-    #find() {
-        const member = this.#member;
-        const error = this.#final ?? (member ? this.#core.closed : null);
-        if (error) {
-            this.#member = null;
-            for (const loop of this.#loops)
-                loop.end(error);
-            return { status: "ended", code: error.code, reason: error.message };
-        }
-        if (!member)
-            return IDLE;
-        if (member.live) {
-            this.#retry = null;
-            const status = member.isCurrent ? "live" : "subscribed";
-            return { status, code: status, reason: "" };
-        }
-        const status = member.established || this.#retry ? "reconnecting" : "subscribing";
-        return { status, code: this.#retry?.code ?? status, reason: this.#retry?.message ?? "" };
-    }
-    // --- Messages ---
-    #receive(message) {
-        if (!this.#schema) {
-            this.#deliver(message, message);
-            return;
-        }
-        const checked = check(this.#schema, message.payload);
-        if (!this.#checks && !(checked instanceof Promise)) {
-            this.#pass(message, checked);
-            this.#checked = this.position;
-            return;
-        }
-        const member = this.#member;
-        const place = member?.done ?? null;
-        const checks = (this.#checks ?? Promise.resolve()).then(() => checked).then((found) => {
-            this.#checked = place;
-            if (this.#member === member)
-                this.#pass(message, found);
-            if (this.#checks === checks)
-                this.#checks = null;
-        });
-        this.#checks = checks;
-    }
-    #pass(message, checked) {
-        if (!checked.issues)
-            this.#deliver(message, { ...message, payload: checked.value });
-        else
-            this.emit("invalid", { ...checked, message });
-    }
-    #deliver(original, message) {
-        this.emit("message", message);
-        for (const loop of this.#loops)
-            loop.add(message);
-        this.#core.saw(original.payload);
-    }
-    messages({ signal, buffer = this.#options.buffer ?? 1_000 } = {}) {
-        const loop = new Loop(buffer, signal, (dropped) => {
-            this.emit("gap", { ...this.#place, tier: "buffer", reason: "buffer_full", dropped });
-        }, () => {
-            this.#loops.delete(loop);
-            this.#update();
-        });
-        if (!signal?.aborted) {
-            this.#isStopped = false;
-            this.#loops.add(loop);
-            this.#start();
-            if (this.#final)
-                loop.end(this.#final);
-        }
-        return loop;
-    }
-    [Symbol.asyncIterator]() { return this.messages(); }
-    async history(options = {}) {
-        const how = typeof options === "number" ? { limit: options } : options;
-        const { read } = await this.#core.part("history");
-        const found = await read(this.#core, this.#place, this.#options.filter, how);
-        if (!this.#schema)
-            return found;
-        const kept = await Promise.all(found.map(async (message) => [message, await check(this.#schema, message.payload)]));
-        return kept.flatMap(([message, checked]) => {
-            if (!checked.issues)
-                return { ...message, payload: checked.value };
-            this.emit("invalid", { ...checked, message });
-            return [];
-        });
-    }
-    publish(payload, options) {
-        return this.#core.publish(this.name, payload, options);
-    }
-    send(payload, options) {
-        this.#core.send(this.name, payload, options);
-    }
-}
-/** The messages of a channel for a loop. */
-class Loop {
-    #buffer = [];
-    #dropped = 0;
-    #size;
-    #onDrop;
-    #onEnd;
-    #isEnded = false;
-    #error;
-    #wake = [];
-    #forget;
-    constructor(size, signal, onDrop, onEnd) {
-        this.#size = size;
-        this.#onDrop = onDrop;
-        this.#onEnd = onEnd;
-        this.#forget = () => { };
-        this.#forget = onAbort(signal, () => this.end());
-    }
-    add(message) {
-        if (this.#buffer.push(message) > this.#size) {
-            this.#buffer.shift();
-            this.#dropped++;
-        }
-        this.#wake.shift()?.();
-    }
-    /** No more messages come. The loop gets those that it has not taken yet, then the error if there is one. */
-    end(error) {
-        if (this.#isEnded)
-            return;
-        this.#isEnded = true;
-        this.#error = error;
-        this.#forget();
-        for (const wake of this.#wake.splice(0))
-            wake();
-        queueMicrotask(this.#onEnd);
-    }
-    async next() {
-        while (!this.#buffer.length && !this.#isEnded)
-            await new Promise((resolve) => this.#wake.push(resolve));
-        const dropped = this.#dropped;
-        this.#dropped = 0;
-        if (dropped)
-            this.#onDrop(dropped);
-        if (this.#buffer.length)
-            return { value: this.#buffer.shift(), done: false };
-        const error = this.#error;
-        this.#error = null;
-        if (error)
-            throw error;
-        return { value: undefined, done: true };
-    }
-    async return() {
-        this.#buffer = [];
-        this.end();
-        return { value: undefined, done: true };
-    }
-    [Symbol.asyncIterator]() { return this; }
-}
-
-/** Requests of many channels in few messages to the server. */
-// Limits of one request for many channels: the server allows 500, and limits the bytes.
-const MAX_TOGETHER = 250;
-const MAX_CHARACTERS = 100_000;
-// ms for which a retry waits for those of other channels, to share a request with them.
-const JOIN_DELAY = 20;
-/**
- * Sends the requests of channels. Requests that are made in the same task are sent together, up to 250 at a time: after
- * a reconnect, one for each channel would exceed the server's limit of events.
- */
-class Requests {
-    #socket;
-    #options;
-    #onLate;
-    #waiting = [];
-    #timer;
-    /** The failures of requests that await their answers. */
-    #pending = new Set();
-    #alone = ""; // the id of the connection to a server that takes one channel at a time: an older version
-    /** @param onLate called with an answer that comes after the timeout */
-    constructor(socket, options, onLate) {
-        this.#socket = socket;
-        this.#options = options;
-        this.#onLate = onLate;
-    }
-    /** Calls `answered` with the error, or with null and the answer. `retry`: it was sent before. */
-    send(event, body, retry, answered) {
-        this.#waiting.push({ event, body, answered });
-        if (retry)
-            this.#timer ??= setTimeout(() => this.#flush(), JOIN_DELAY);
-        else
-            queueMicrotask(() => this.#flush());
-    }
-    /** Fails all requests, because the connection is lost. */
-    lose() {
-        for (const fail of [...this.#pending])
-            fail();
-        this.#flush();
-    }
-    #flush() {
-        clearTimeout(this.#timer);
-        this.#timer = undefined;
-        const waiting = this.#waiting.splice(0);
-        if (!this.#socket.connected)
-            for (const { answered } of waiting)
-                answered(NO_ANSWER);
-        else
-            for (const event of ["subscribe", "unsubscribe"])
-                this.#send(waiting.filter((one) => one.event === event));
-    }
-    /** Sends requests for one event, one part after the other. */
-    async #send(requests) {
-        const { id } = this.#socket;
-        for (const part of parts(requests)) {
-            if (this.#socket.id !== id)
-                for (const { answered } of part)
-                    answered(NO_ANSWER);
-            else if (part.length === 1 || this.#alone === id)
-                this.#sendAlone(part);
+        else if (LASTING.includes(event)) {
+            if (isHeard)
+                isStopped = false;
+            // Starts at once, and ends in a microtask, if nobody has begun to listen again by then.
+            if (isUsed())
+                start();
             else
-                await this.#sendTogether(part);
+                queueMicrotask(() => { if (!isUsed())
+                    stop(); });
         }
-    }
-    #sendAlone(part) {
-        for (const { event, body, answered } of part)
-            request(this.#socket, this.#options.timeout, event, body, answered);
-    }
-    #sendTogether(part) {
-        const { id } = this.#socket;
-        const [{ event }] = part;
-        const channels = part.map(({ body }) => (event === "subscribe" || body.pattern ? body : body.channel));
-        return new Promise((resolve) => {
-            const finish = (failure, results) => {
-                clearTimeout(timer);
-                this.#pending.delete(fail);
-                if (failure?.code.startsWith("invalid_") && this.#socket.id === id) {
-                    this.#alone = id;
-                    this.#sendAlone(part);
-                }
-                else {
-                    part.forEach(({ answered }, index) => answered(failure ?? failureOf(results?.[index]), results?.[index]));
-                }
-                resolve();
-            };
-            const fail = () => finish(NO_ANSWER);
-            const timer = setTimeout(fail, this.#options.timeout);
-            this.#pending.add(fail);
-            this.#socket.emit(event, { channels }, (answer) => {
-                if (this.#pending.has(fail))
-                    finish(failureOf(answer), answer?.channels);
-                else if (event === "subscribe" && answer?.channels)
-                    this.#onLate(answer);
-            });
+    });
+    const { emit } = emitter;
+    const isUsed = () => !isStopped && (isWanted || LASTING.some(emitter.hears));
+    const start = () => {
+        if (member || final || preparing)
+            return;
+        const { schemas } = core.options;
+        if (!extras && (load || schema || schemas)) {
+            preparing = core.part("reading").then((found) => {
+                extras = found;
+                checker = found.checkerFor(self, schema, schemas);
+                preparing = undefined;
+                if (isUsed())
+                    start();
+            }, finish);
+            change();
+            return;
+        }
+        if (core.closed) {
+            finish(core.closed);
+            return;
+        }
+        const made = member = makeMember(place, options, (event, value) => {
+            if (event === "error")
+                fail(value);
+            else if (event === "state")
+                change();
+            else if (event !== "message")
+                emit(event, value);
+            else if (checker)
+                checker.receive(value, doneUpTo(made), () => member === made);
+            else
+                self.deliver(value, value);
         });
-    }
-}
-/** Divides requests into parts that are small enough for one request. */
-function parts(requests) {
-    const found = [];
-    let characters = 0;
-    for (const one of requests) {
-        const size = JSON.stringify(one.body).length;
-        characters += size;
-        if (!found.length || found[found.length - 1].length === MAX_TOGETHER || characters > MAX_CHARACTERS) {
-            found.push([]);
-            characters = size;
+        shared = core.hub.shared(place);
+        if (load)
+            made.loader = new extras.Loader(made, shared, load, (rows) => emit("rows", rows));
+        // If others have another filter, the error comes when listeners to it are there.
+        if (shared.allows(made))
+            shared.add(made);
+        else
+            queueMicrotask(() => shared.add(made));
+        change();
+    };
+    const stop = () => {
+        const former = member;
+        member = undefined;
+        if (former)
+            shared.remove(former);
+        change();
+    };
+    /** Ends for good, unless `subscribe()` is called. */
+    const finish = (error) => {
+        final = error;
+        stop();
+    };
+    const fail = (error) => {
+        if (error.retrying)
+            retried = error;
+        else
+            final = error;
+        if (!emit("error", error))
+            core.fail(error, isWanted);
+    };
+    /** Reports the state if it is another one. */
+    const change = () => {
+        const error = final ?? (member && core.closed);
+        let status = "idle";
+        if (error) {
+            status = "ended";
+            member = undefined;
         }
-        found[found.length - 1].push(one);
-    }
-    return found;
+        else if (member?.live) {
+            retried = undefined;
+            status = member.current ? "live" : "subscribed";
+        }
+        else if (member || preparing)
+            status = member?.established || retried ? "reconnecting" : "subscribing";
+        const why = error ?? (member && retried);
+        const next = stateOf(status, why?.code, why?.message);
+        if (status === state.status && next.code === state.code)
+            return;
+        state = next;
+        emit("state", state);
+    };
+    const self = {
+        ...emitter,
+        name,
+        place,
+        get state() { return state; },
+        get final() { return final; },
+        get position() { return checker?.position ?? (member ? doneUpTo(member) : null); },
+        get maxRate() { return shared?.maxRate ?? null; },
+        get presence() {
+            return presence ??= lazy((handle) => core.part("presence").then(({ openPresence }) => (openPresence(core, name, handle, (found) => emit("presence", found)))), { members: new Map(), count: 0, complete: false, key: null }, ["watch", "join", "update", "leave", "close"]);
+        },
+        async subscribe() {
+            isWanted = true;
+            isStopped = false;
+            final = undefined;
+            start();
+            await preparing;
+            if (final)
+                throw final;
+            await member?.ready.promise;
+        },
+        async live() {
+            await self.subscribe();
+            await member?.caughtUp.promise;
+        },
+        async unsubscribe() {
+            isWanted = false;
+            isStopped = true;
+            stop();
+            if (!shared?.members.size)
+                await shared?.settle();
+        },
+        deliver(original, message) {
+            emit("message", message);
+            core.saw(original.payload);
+        },
+        async *messages({ signal, buffer = options.buffer ?? 1_000 } = {}) {
+            const { Loop } = await core.part("reading");
+            yield* new Loop(self, buffer, signal);
+        },
+        [Symbol.asyncIterator]: () => self.messages(),
+        history: (how = {}) => core.part("reading").then(({ readHistory }) => readHistory(core, self, options, how)),
+        publish: (payload, how) => core.publish(name, payload, how),
+        send: (payload, how) => core.send(name, payload, how),
+    };
+    onAbort(options.signal, () => finish(new SubscriptionError("aborted", "aborted", name)));
+    return self;
 }
 
 /** One channel or pattern of a connection, shared by all its users: which request comes next, and what answers mean. */
-/** Changes the server's subscription to what is needed, with one request at a time. */
-class Shared {
-    place;
-    members = new Set();
-    name;
-    presence = null;
-    maxRate = null;
+/**
+ * Changes the server's subscription to what is needed, with one request at a time.
+ * @param all the channels, or patterns, in use; an unused one removes itself
+ */
+function makeShared(place, name, socket, sendRequest, options, all) {
+    const members = new Set();
     /** The newest message, of a channel with retained messages: the server sends it to a client once, not to each user. */
-    #retained = null;
-    #combines = true; // presence is requested together with messages, unless the server has refused that
-    #socket;
-    #requests;
-    #options;
-    #all;
-    #filter = null;
-    #open = false; // the server has a subscription, as far as we know
-    #awaited = ""; // the event whose answer is pending
-    #settling = null;
-    #wake = null;
-    /** @param all the channels, or patterns, in use; an unused one removes itself */
-    constructor(place, socket, requests, options, all) {
-        this.place = place;
-        this.name = (place.pattern ?? place.channel);
-        this.#socket = socket;
-        this.#requests = requests;
-        this.#options = options;
-        this.#all = all;
-    }
-    /** @throws {TypeError} when other users have another filter */
-    add(member) {
-        const filter = member.on.filter ?? null;
-        if (!this.members.size)
-            this.#filter = filter;
-        else if (JSON.stringify(filter) !== JSON.stringify(this.#filter)) {
-            throw new TypeError(`another handler of ${this.name} has another filter: the server keeps one for each client`);
-        }
-        this.members.add(member);
-        if (member.isStale)
-            this.#load(member);
-        this.use();
-    }
-    remove(member) {
-        if (!this.members.delete(member))
-            return;
-        member.ready.promise.catch(() => { }); // not an unhandled rejection: the application unsubscribed itself
-        member.end(new SubscriptionError("unsubscribed", "unsubscribed before the server answered", this.name));
-        this.settle();
-    }
-    /** Something has begun to use this object. */
-    use() {
-        this.#all.set(this.name, this);
-        this.settle();
-    }
-    /**
-     * Calls the application's `load` until it succeeds. The server then replays what is not in the rows, or says that
-     * their token is too old. Never two at once for one handler.
-     */
-    async #load(one) {
-        one.becomeStale();
-        if (one.isLoading)
-            return;
-        one.isLoading = true;
-        const { signal } = one.ended;
-        while (one.isStale) {
-            if (one.loads++)
-                await pause(backoff(this.#options, one.loads - 2), signal);
-            if (signal.aborted)
+    let retained = null;
+    let filter = null;
+    let isOpen = false; // the server has a subscription, as far as we know
+    let awaited = ""; // the event whose answer is pending
+    let settling = null;
+    let wake = null;
+    const self = {
+        place,
+        name,
+        options,
+        members,
+        presence: null,
+        maxRate: null,
+        allows: (member) => !members.size || JSON.stringify(member.filter) === JSON.stringify(filter),
+        add(member) {
+            if (!self.allows(member)) {
+                failAll(new SubscriptionError("conflicting_filter", "Others have another filter.", name), [member]);
                 return;
-            try {
-                const loaded = await one.on.load({ signal });
-                if (signal.aborted)
-                    return;
-                if (typeof loaded?.token !== "string" || !loaded.token)
-                    throw new TypeError("load must return {rows, token}");
-                one.accept(loaded);
             }
-            catch (cause) {
-                if (signal.aborted)
-                    return;
-                const message = `Loading failed: ${cause?.message ?? cause}`;
-                const error = new SubscriptionError("load_failed", message, this.name, { cause });
-                error.retrying = true;
-                one.fail(error);
+            filter = member.filter;
+            members.add(member);
+            if (member.loader?.isStale)
+                member.loader.load();
+            self.use();
+        },
+        remove(member) {
+            if (!members.delete(member))
+                return;
+            end(member, new SubscriptionError("unsubscribed", "unsubscribe() was called.", name));
+            settle();
+        },
+        use() {
+            all.set(name, self);
+            settle();
+        },
+        settle,
+        lose(at) {
+            close();
+            for (const one of members) {
+                one.live = one.current = false;
+                learnEpoch(one, null);
+                if (one.established)
+                    one.lost ||= at;
+                one.report("state");
             }
-        }
-        one.isLoading = false;
-        this.settle();
+            settle();
+        },
+        event(message) {
+            const { position } = message;
+            if (message.ephemeral) {
+                for (const one of [...members])
+                    if (members.has(one) && one.established)
+                        one.report("ephemeral", message);
+                return;
+            }
+            if (message.retained || (retained && position > retained.position))
+                retained = message;
+            for (const one of [...members]) {
+                if (!members.has(one) || !one.established)
+                    continue; // ended by another handler of this message
+                if (position !== undefined) {
+                    // It will be replayed, or was already delivered.
+                    if (!one.live || (one.position && position <= one.position.position))
+                        continue;
+                    one.position = { epoch: one.position?.epoch ?? "", position };
+                    if (lacksEpoch(one))
+                        settle();
+                    else
+                        message.epoch = one.position.epoch;
+                }
+                deliver(one, message);
+            }
+        },
+        live(edge) {
+            for (const one of members)
+                if (one.live)
+                    becomeCurrent(one, positionOf(edge));
+            settle();
+        },
+        gap(gap) {
+            const concernsLog = "position" in gap;
+            if (concernsLog)
+                retained = null;
+            for (const one of concernsLog ? missing(gap) : established()) {
+                if (concernsLog && one.loader) {
+                    one.loader.load();
+                    continue;
+                }
+                // Also to a lower position: the log may have begun again, in the same epoch too.
+                if (concernsLog)
+                    [one.position, one.start] = [positionOf(gap), null];
+                reportGap(one, { tier: concernsLog ? "log" : "notify", ...gap });
+            }
+        },
+        subscribed(body) {
+            const start = positionOf(body);
+            if (awaited === "subscribe" || !start)
+                return;
+            for (const one of members) {
+                learnEpoch(one, start);
+                if (one.live && one.position && !one.start)
+                    one.live = follows(one, start);
+            }
+            settle();
+        },
+        unsubscribed({ reason }) {
+            if (reason) {
+                isOpen = false;
+                const why = reason === "forbidden" ? "it is no longer allowed" : reason;
+                const error = new SubscriptionError(reason, `The server has ended the subscription: ${why}.`, name);
+                failAll(error, [...members]);
+                self.presence?.end(error);
+                settle();
+            }
+            else if (awaited !== "unsubscribe") {
+                self.lose(isoTime());
+            }
+        },
+    };
+    return self;
+    function settle() {
+        wake?.();
+        return settling ??= work();
     }
-    settle() {
-        this.#wake?.();
-        this.#settling ??= this.#settle();
-        return this.#settling;
-    }
-    async #settle() {
+    async function work() {
         await null; // so that subscriptions made in the same task share a request
         let next;
         let attempt = 0;
-        while (this.#socket.connected && (next = this.#next())) {
-            const { id } = this.#socket;
-            const error = await this.#send(next, attempt > 0);
+        while (socket.connected && (next = nextRequest())) {
+            const { id } = socket;
+            const error = await send(next, attempt > 0);
             if (!error)
                 attempt = 0;
-            else if (this.#socket.id === id && this.#fail(error, next))
-                await this.#sleep(attempt++);
+            else if (socket.id === id && report(error, next))
+                await sleep(attempt++);
         }
-        this.#settling = null;
-        if (!this.#isUsed && !this.#open && this.#all.get(this.name) === this)
-            this.#all.delete(this.name);
+        settling = null;
+        if (!isUsed() && !isOpen && all.get(name) === self)
+            all.delete(name);
     }
-    get #isUsed() { return this.members.size > 0 || Boolean(this.presence?.wish); }
+    function isUsed() { return members.size > 0 || Boolean(self.presence?.wish); }
+    function established() { return [...members].filter((one) => one.established); }
     /** Returns the next request and the members that need it (`requesters`); null when there is nothing to do. */
-    #next() {
-        if (!this.#isUsed)
-            return this.#open ? { event: "unsubscribe", body: {}, requesters: [] } : null;
-        const presence = this.presence?.next();
-        const next = this.#nextForMembers();
-        if (!next)
-            return presence ? { ...presence, requesters: [] } : null;
-        if (presence?.event === "subscribe" && this.#combines)
-            Object.assign(next.body, presence.body);
-        return next;
+    function nextRequest() {
+        if (!isUsed())
+            return isOpen ? { event: "unsubscribe", body: {}, requesters: [] } : null;
+        const next = nextForMembers();
+        return self.presence ? self.presence.plan(next) : next;
     }
-    #nextForMembers() {
-        const members = [...this.members];
-        if (members.some((one) => one.live && one.startsFromSnapshot))
-            return null; // see #accept
-        const waiting = members.filter((one) => !one.isStale && (!one.live || one.lacksEpoch));
+    function nextForMembers() {
+        if ([...members].some((one) => one.live && startsFromSnapshot(one)))
+            return null; // see accept()
+        const waiting = [...members].filter((one) => !one.loader?.isStale && (!one.live || lacksEpoch(one)));
         if (!waiting.length)
             return null;
         // Members with a position come first, from the lowest position on: a replay that starts later, for a new member's
         // history, would move the live messages past them.
-        const places = waiting.flatMap((one) => (one.position && !one.lacksEpoch && !one.start ? [one.position] : []));
+        const places = waiting.flatMap((one) => (one.position && !lacksEpoch(one) && !one.start ? [one.position] : []));
+        const subscribe = (body, needs) => ({ event: "subscribe", body, requesters: waiting.filter(needs) });
         if (places.length) {
             const [{ epoch }] = places;
             const since = places.filter((place) => place.epoch === epoch).reduce((a, b) => (b.position < a.position ? b : a));
-            const requesters = waiting.filter(({ position, start }) => !start && position?.epoch === epoch && position.position === since.position);
-            return { event: "subscribe", body: { since }, requesters };
+            return subscribe({ since }, ({ position, start }) => (!start && position?.epoch === epoch && position.position === since.position));
         }
         const since = waiting.find((one) => one.start)?.start;
         if (since)
-            return { event: "subscribe", body: { since }, requesters: waiting.filter((one) => one.start === since) };
+            return subscribe({ since }, (one) => one.start === since);
         const { history } = waiting.find((one) => !one.history) ?? waiting[0];
-        const requesters = waiting.filter((one) => (history ? one.history === history : !one.history));
-        return { event: "subscribe", body: history ? { history } : {}, requesters };
+        return subscribe(history ? { history } : {}, (one) => one.history === history);
     }
     /** Returns the error, or null. */
-    #send({ event, body, requesters }, retry) {
-        this.#awaited = event;
-        const sent = { ...this.place, ...body };
+    function send(request, retry) {
+        const { event, body } = request;
+        const sent = { ...place, ...body };
+        awaited = event;
         if (event === "subscribe") {
-            this.#open = true;
-            if (this.#filter)
-                sent.filter = this.#filter;
-            if (this.#options.numbers)
-                sent.numbers = this.#options.numbers;
+            isOpen = true;
+            if (filter)
+                sent.filter = filter;
+            if (options.numbers)
+                sent.numbers = options.numbers;
         }
-        return new Promise((resolve) => {
-            const answered = (failure, answer) => {
-                this.#awaited = "";
-                // Here, not after the promise: messages that follow the answer may be handled before the promise resolves.
-                if (!failure && event === "subscribe")
-                    this.#accept(answer, body, requesters);
-                else if (!failure && event === "unsubscribe")
-                    this.#close();
-                if (!failure && isForPresence(event, body))
-                    this.presence?.accept(event, body, answer);
-                resolve(failure && new SubscriptionError(failure.code, failure.message, this.name));
-            };
-            if (event.startsWith("presence"))
-                request(this.#socket, this.#options.timeout, event, sent, answered);
-            else
-                this.#requests.send(event, sent, retry, answered);
-        });
+        return new Promise((resolve) => sendRequest({ event, body: sent, answered(failure, answer) {
+                awaited = "";
+                if (!failure) {
+                    // Here, not after the promise: messages that follow the answer may be handled before the promise resolves.
+                    if (event === "subscribe")
+                        accept(answer, request);
+                    else if (event === "unsubscribe")
+                        close();
+                    self.presence?.accept(request, answer);
+                }
+                resolve(failure && new SubscriptionError(failure.code, failure.message, name));
+            } }, retry));
     }
     /** The server has confirmed the subscription; with `since` or `history`, it replays the log after `start`. */
-    #accept(answer, { since, history }, requesters) {
-        this.#open = true;
-        const wasLive = new Set([...this.members].filter((one) => one.live));
+    function accept(answer, { body: { since, history }, requesters }) {
+        isOpen = true;
+        const wasLive = new Set([...members].filter((one) => one.live));
         const start = positionOf(answer);
-        this.maxRate = answer.max_rate ?? null;
+        self.maxRate = answer.max_rate ?? null;
         const lost = answer.recovered === false;
         const given = typeof since === "string"; // a time or a snapshot
-        for (const one of this.members)
-            one.learnEpoch(start);
-        if (start && !lost && (since || history)) {
-            for (const one of this.members) {
+        for (const one of members) {
+            learnEpoch(one, start);
+            if (start && !lost && (since || history)) {
                 if (one.live)
                     one.position ??= start; // subscribed before the log was installed
                 if (one.position && !one.start)
-                    one.live = one.follows(start);
+                    one.live = follows(one, start);
             }
         }
         for (const one of requesters) {
-            if (!this.members.has(one) || one.live || (given && one.start !== since))
+            if (!members.has(one) || one.live || (given && one.start !== since))
                 continue;
-            if (lost && one.on.load && answer.reason !== "history_off") {
-                this.#load(one);
+            if (lost && one.loader && answer.reason !== "history_off") {
+                one.loader.load();
                 continue;
             }
             // Not if a gap has moved it since the request: it then requests what follows its new position.
-            one.live = lost || !since || given || one.follows(since);
+            one.live = lost || !since || given || follows(one, since);
             if (lost || !since) {
                 const installed = one.established && !one.position && start;
                 one.position = start;
                 one.start = null;
                 one.history = 0;
-                if (lost)
-                    one.reportGap({ tier: "log", reason: answer.reason, ...start });
-                else if (installed)
-                    one.reportGap({ tier: "log", reason: "client_disconnected", ...start });
+                if (lost || installed)
+                    reportGap(one, { tier: "log", reason: lost ? answer.reason : "client_disconnected", ...start });
             }
             else if (given) {
                 one.position ??= start;
-                if (!one.startsFromSnapshot)
+                if (!startsFromSnapshot(one))
                     one.start = null;
             }
         }
         // The server leaves out the messages that are in the snapshot, which the other handlers need: they wait until this
         // is done, and then get a replay of their own.
-        if (requesters.some((one) => one.live && one.startsFromSnapshot)) {
-            for (const one of this.members)
+        if (requesters.some((one) => one.live && startsFromSnapshot(one))) {
+            for (const one of members)
                 if (!requesters.includes(one))
                     one.live = false;
         }
-        for (const one of this.members)
+        for (const one of members)
             if (one.live && !wasLive.has(one))
-                this.#confirm(one);
-        if (this.#retained && this.#retained.payload !== null && wasLive.size && !since && !history) {
-            for (const one of requesters)
+                confirm(one);
+        const isLive = requesters.filter((one) => one.live);
+        if (!since && !history && retained && retained.payload !== null && wasLive.size) {
+            for (const one of isLive)
                 if (one.live)
-                    one.deliver({ ...this.#retained, retained: true });
+                    deliver(one, { ...retained, retained: true });
         }
         // Otherwise the server reports when the replay has caught up.
-        if ((!since && !history) || !this.#options.sendsLive) {
-            for (const one of requesters)
+        if ((!since && !history) || !options.sendsLive)
+            for (const one of isLive)
                 if (one.live)
-                    one.becomeCurrent(null);
-        }
+                    becomeCurrent(one, null);
     }
-    #confirm(one) {
-        one.established = true;
-        one.ready.resolve();
-        call(one.on.onState);
-        call(one.on.onSubscribed);
-        if (!one.lostAt)
-            return;
-        const [since, until] = [new Date(one.lostAt).toISOString(), new Date().toISOString()];
-        one.lostAt = 0;
-        one.reportGap({ tier: "notify", reason: "client_disconnected", since, until });
-    }
-    #close() {
-        this.#open = false;
-        this.presence?.lose();
+    function close() {
+        isOpen = false;
+        self.presence?.lose();
     }
     /** Reports the error. Returns whether to wait before the next request. */
-    #fail(error, { event, body, requesters }) {
-        const members = requesters.filter((one) => this.members.has(one));
-        const forPresence = isForPresence(event, body);
-        const worked = members.some((one) => one.established) || (forPresence && this.presence?.worked);
-        error.retrying = TRANSIENT.has(error.code) || (error.code === "internal" && Boolean(worked));
-        if (!error.retrying && forPresence && requesters.length) {
-            this.#combines = false; // the next requests tell which of both the server refuses
+    function report(error, request) {
+        const concerned = request.requesters.filter((one) => members.has(one));
+        error.retrying = TRANSIENT.has(error.code)
+            || (error.code === "internal" && (concerned.some((one) => one.established) || !!self.presence?.worked(request)));
+        if (self.presence?.fail(error, request))
             return false;
-        }
-        if (forPresence)
-            this.presence?.fail(error, event, body);
-        if (!error.retrying && event === "unsubscribe")
-            this.#close();
-        this.#report(error, members);
+        if (!error.retrying && request.event === "unsubscribe")
+            close();
+        failAll(error, concerned);
         return error.retrying;
     }
-    #report(error, members) {
-        for (const one of error.retrying ? [] : members)
-            this.members.delete(one);
-        for (const one of members)
-            one.fail(error);
+    function failAll(error, concerned) {
+        if (!error.retrying)
+            for (const one of concerned)
+                members.delete(one);
+        for (const one of concerned)
+            fail$1(one, error);
     }
     /** Waits before the next attempt, or until something changes. */
-    #sleep(attempt) {
+    function sleep(attempt) {
         return new Promise((resolve) => {
             // At one of few moments, so that the retries of many channels share a request.
-            const slot = Math.max(1, this.#options.retryDelay / 4);
-            const end = Math.ceil((Date.now() + backoff(this.#options, attempt)) / slot) * slot;
-            const timer = setTimeout(resolve, end - Date.now());
-            this.#wake = () => {
+            const slot = options.retryDelay / 4 || 1;
+            const at = Math.ceil((Date.now() + backoff(options, attempt)) / slot) * slot;
+            wake = () => {
+                wake = null;
                 clearTimeout(timer);
                 resolve();
             };
-        }).finally(() => { this.#wake = null; });
-    }
-    // --- Events from the server ---
-    /** The server's subscription is lost; `at` (ms) is when it was last known to be alive. */
-    lose(at) {
-        this.#close();
-        for (const one of this.members) {
-            one.live = one.isCurrent = false;
-            one.learnEpoch(null);
-            if (one.established)
-                one.lostAt ||= at;
-            call(one.on.onState);
-        }
-        this.settle();
-    }
-    receive(message) {
-        const { position } = message;
-        if (message.retained || (this.#retained && position > this.#retained.position))
-            this.#retained = message;
-        for (const one of [...this.members]) {
-            if (!this.members.has(one) || !one.established)
-                continue; // ended by another handler of this message
-            if (position !== undefined) {
-                // It will be replayed, or was already delivered.
-                if (!one.live || (one.position && position <= one.position.position))
-                    continue;
-                one.position = { epoch: one.position?.epoch ?? "", position };
-                if (one.lacksEpoch)
-                    this.settle();
-                else
-                    message.epoch = one.position.epoch;
-            }
-            one.deliver(message);
-        }
-    }
-    receiveEphemeral(message) {
-        for (const one of [...this.members])
-            if (this.members.has(one) && one.established)
-                call(one.on.onEphemeral, message);
-    }
-    /** The server has replayed everything: what follows are live messages. */
-    receiveLive(edge) {
-        for (const one of this.members)
-            if (one.live)
-                one.becomeCurrent(positionOf(edge));
-        this.settle();
-    }
-    receiveGap(gap) {
-        const concernsLog = "position" in gap;
-        if (concernsLog)
-            this.#retained = null;
-        for (const one of concernsLog ? this.#missing(gap) : [...this.members].filter((each) => each.established)) {
-            if (concernsLog && one.on.load) {
-                this.#load(one);
-                continue;
-            }
-            // Also to a lower position: the log may have begun again, in the same epoch too.
-            if (concernsLog)
-                [one.position, one.start] = [positionOf(gap), null];
-            one.reportGap({ tier: concernsLog ? "log" : "notify", ...gap });
-        }
+            const timer = setTimeout(wake, at - Date.now());
+        });
     }
     /**
      * Returns the members that miss messages of the log. With "trimmed" these are the ones before the gap's position: the
      * replay may have begun for one that was behind the others. If there are none, all members get the gap.
      */
-    #missing(gap) {
-        const all = [...this.members].filter((one) => one.established);
+    function missing(gap) {
         const start = positionOf(gap);
-        const behind = gap.reason === "trimmed" && start ? all.filter((one) => !one.follows(start)) : [];
-        return behind.length ? behind : all;
+        const behind = gap.reason === "trimmed" && start ? established().filter((one) => !follows(one, start)) : [];
+        return behind.length ? behind : established();
     }
-    /** Handles the answer to a request that timed out or that the application sent: another replay may have started. */
-    checkSubscribed(body) {
-        const start = positionOf(body);
-        if (this.#awaited === "subscribe" || !start)
-            return;
-        for (const one of this.members) {
-            one.learnEpoch(start);
-            if (one.live && one.position && !one.start)
-                one.live = one.follows(start);
-        }
-        this.settle();
-    }
-    /** Handles the end of a subscription that is no longer allowed, or that the application ended with its own request. */
-    checkUnsubscribed({ reason }) {
-        if (reason) {
-            this.#open = false;
-            const why = reason === "forbidden" ? "it is no longer allowed" : reason;
-            const error = new SubscriptionError(reason, `The server has ended the subscription: ${why}.`, this.name);
-            this.#report(error, [...this.members]);
-            this.presence?.end(error);
-            this.settle();
-        }
-        else if (this.#awaited !== "unsubscribe") {
-            this.lose(Date.now());
-        }
-    }
-}
-/** Returns whether a request changes or asks for presence. */
-function isForPresence(event, body) {
-    return event.startsWith("presence") || "presence" in body;
 }
 
 /** What a connection carries: its channels and patterns, and the parts that follow it. Distributes the server's events. */
-class Hub {
-    socket;
-    events;
-    channels = new Map();
-    patterns = new Map();
-    options;
-    health = null;
-    heard = Date.now(); // when the server last sent something, in ms
-    /** Of the server, on this connection; null before `server_hello`. */
-    features = null;
-    #requests;
-    #parts = new Set();
+/** Events for channels and patterns. */
+const SHARED_EVENTS = ["event", "gap", "live", "subscribed", "unsubscribed"];
+/** @param getMany returns what sends several requests together, when that is needed first; rejects if there is none */
+function makeHub(socket, given, report, getMany) {
+    const channels = new Map();
+    const patterns = new Map();
+    const parts = new Set();
+    const options = { ...DEFAULTS, ...given, sendsLive: true };
+    let health = null;
+    let heard = Date.now(); // when the server last sent something, in ms
+    let features; // of the server, on this connection
     /** The last event `error` on this connection. */
-    #lastError = { code: "", message: "" };
-    constructor(socket, options, events) {
-        this.socket = socket;
-        this.events = events;
-        this.options = { ...DEFAULTS, ...options, sendsLive: true };
-        this.#requests = new Requests(socket, this.options, this.#events.subscribed);
-        this.#listen("on", this.#events);
-        socket.io.on("ping", this.hear);
-    }
-    /** Adds a part, which hears of the connection from now on. */
-    add(part) {
-        this.#parts.add(part);
-        this.#listen("on", part.events);
-        if (this.features)
-            part.open?.(this.features);
-        return part;
-    }
-    remove(part) {
-        this.#parts.delete(part);
-        this.#listen("off", part.events);
-    }
-    /** Returns the object that all users of a channel or pattern share. */
-    shared(place) {
-        const all = place.pattern === undefined ? this.channels : this.patterns;
-        return all.get((place.pattern ?? place.channel))
-            ?? new Shared(place, this.socket, this.#requests, this.options, all);
-    }
-    all() { return [...this.channels.values(), ...this.patterns.values()]; }
-    /** Ends all subscriptions and detaches from the socket, which stays connected. */
-    close() {
-        for (const part of [...this.#parts]) {
-            part.close?.();
-            this.remove(part);
-        }
-        this.#listen("off", this.#events);
-        this.socket.io.off("ping", this.hear);
-        for (const shared of this.all())
-            for (const member of shared.members)
-                shared.remove(member);
-    }
-    #listen(method, events = {}) {
-        for (const [event, listener] of Object.entries(events))
-            this.socket[method](event, listener);
-    }
+    let lastError;
+    const send = (one, retry) => {
+        const alone = () => request(socket, options.timeout, one.event, one.body, one.answered);
+        if (self.many)
+            self.many.send(one, retry);
+        else if (channels.size + patterns.size < 2)
+            alone();
+        else
+            getMany().then((many) => (self.many = many).send(one, retry), alone);
+    };
+    const listen = (method, events) => {
+        for (const event in events)
+            socket[method](event, events[event]);
+    };
     /** Returns those that an event of the server is for. */
-    #named({ channel, pattern, matches = [pattern ?? channel] }) {
-        return matches.flatMap((name) => (name?.includes("*") ? this.patterns : this.channels).get(name) ?? []);
-    }
-    #report(health) {
-        if (!health || JSON.stringify(health) === JSON.stringify(this.health))
-            return;
-        this.health = health;
-        call(this.events.onHealth, health);
-    }
-    hear = () => { this.heard = Date.now(); };
-    #events = {
-        connect: () => {
-            this.hear();
-            this.#lastError = { code: "disconnected", message: "The server has ended the connection." };
-            for (const shared of this.all())
+    const named = ({ channel, pattern, matches = [pattern ?? channel] }) => (matches.flatMap((name) => (name?.includes("*") ? patterns : channels).get(name) ?? []));
+    const all = () => [...channels.values(), ...patterns.values()];
+    const hear = () => { heard = Date.now(); };
+    const events = {
+        connect() {
+            hear();
+            lastError = { code: "disconnected", message: "The server has ended the connection." };
+            for (const shared of all())
                 shared.settle();
         },
-        error: ({ code, message }) => { this.#lastError = { code, message }; },
-        disconnect: (reason) => {
-            this.features = null;
-            this.#requests.lose();
-            for (const part of this.#parts)
+        error({ code, message }) { lastError = { code, message }; },
+        disconnect(reason) {
+            features = undefined;
+            for (const part of parts)
                 part.lose?.();
-            for (const shared of this.all())
-                shared.lose(this.heard);
+            for (const shared of all())
+                shared.lose(isoTime(heard));
             if (reason === "io server disconnect")
-                call(this.events.onEnded, this.#lastError);
+                report("ended", lastError);
         },
-        event: (message) => {
-            this.hear();
-            if (message.table)
-                return; // for tables.ts
-            if (message.ephemeral)
-                this.channels.get(message.channel)?.receiveEphemeral(message);
-            else
-                for (const shared of this.#named(message))
-                    shared.receive(message);
+        server_hello(hello) {
+            const found = features = hello.features ?? [];
+            options.sendsLive = found.includes("live");
+            for (const part of parts)
+                part.open?.(found);
+            events.health(hello.health);
         },
-        server_hello: ({ health, features = [] }) => {
-            this.features = features;
-            this.options.sendsLive = features.includes("live");
-            for (const part of this.#parts)
-                part.open?.(features);
-            this.#report(health);
+        health(found) {
+            if (!found || JSON.stringify(found) === JSON.stringify(health))
+                return;
+            health = found;
+            report("health", found);
         },
-        health: (health) => this.#report(health),
-        gap: (gap) => this.#named(gap).forEach((one) => one.receiveGap(gap)),
-        live: (edge) => {
-            if (!edge.table)
-                for (const shared of this.#named(edge))
-                    shared.receiveLive(edge);
-        },
-        subscribed: (body) => {
-            for (const one of resultsOf(body))
-                for (const shared of this.#named(one))
-                    shared.checkSubscribed(one);
-        },
-        unsubscribed: (body) => {
-            for (const one of resultsOf(body))
-                for (const shared of this.#named(one))
-                    shared.checkUnsubscribed(one);
-        },
-        direct: (message) => {
-            this.hear();
-            call(this.events.onDirect, message);
+        direct(message) {
+            hear();
+            report("direct", message);
         },
     };
-}
-/** Returns the results in the body of `subscribed` or `unsubscribed`: one, or one for each channel. None for tables. */
-function resultsOf(body) {
-    if (body.table)
-        return [];
-    return body.channels ? body.channels.filter((one) => one.ok) : [body];
+    for (const name of SHARED_EVENTS) {
+        events[name] = (body) => {
+            hear();
+            if (body.table)
+                return; // for tables.ts
+            for (const one of body.channels?.filter((each) => each.ok) ?? [body]) {
+                for (const shared of named(one))
+                    shared[name](one);
+            }
+        };
+    }
+    listen("on", events);
+    socket.io.on("ping", hear);
+    const self = {
+        socket,
+        options,
+        channels,
+        all,
+        hear,
+        get health() { return health; },
+        add(part) {
+            parts.add(part);
+            listen("on", part.events);
+            if (features)
+                part.open?.(features);
+            return part;
+        },
+        shared(place) {
+            const found = place.pattern === undefined ? channels : patterns;
+            const name = (place.pattern ?? place.channel);
+            return found.get(name) ?? makeShared(place, name, socket, send, options, found);
+        },
+        takeLate: (answer) => events.subscribed(answer),
+        close() {
+            for (const part of parts) {
+                part.close?.();
+                listen("off", part.events);
+            }
+            parts.clear();
+            listen("off", events);
+            socket.io.off("ping", hear);
+            for (const shared of all())
+                for (const member of shared.members)
+                    shared.remove(member);
+        },
+    };
+    return self;
 }
 
 /** The stock client in the single file: the global `io`, which `/static/vendor/socket.io.min.js` sets. */
@@ -1317,6 +807,88 @@ const io = ((...values) => {
         throw new TypeError("load the Socket.IO client first, or pass a socket in place of the address");
     return found(...values);
 });
+
+/** Reads integers of messages that JavaScript's numbers would round, as BigInt or as texts. */
+// Only with so many digits can an integer be beyond 2^53.
+const LONG = /\d{16}/;
+// A text, or a number. Texts come first, so that digits in them are left alone.
+const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+// Marks a number that was put into a text. Texts that begin like that are marked, too.
+const MARK = "\u0000n:";
+const MARKED = "\u0000s:";
+/** Whether `JSON.parse` passes a number's own characters. */
+const HAS_SOURCE = (() => {
+    let found = false;
+    JSON.parse("1", ((_key, _value, context) => { found = context?.source === "1"; }));
+    return found;
+})();
+/** Parses JSON. Integers beyond ±(2^53 − 1) are what `read` makes of their digits. */
+function parse(text, read, hasSource = HAS_SOURCE) {
+    if (!LONG.test(text))
+        return JSON.parse(text);
+    if (hasSource) {
+        return JSON.parse(text, ((_key, value, { source }) => (typeof value === "number" && isLong(source, value) ? read(source) : value)));
+    }
+    const marked = text.replace(TOKENS, (token) => {
+        if (token[0] === "\"")
+            return token.startsWith("\"\\u0000") ? `"\\u0000s:${token.slice(1)}` : token;
+        return isLong(token, Number(token)) ? `"\\u0000n:${token}"` : token;
+    });
+    return JSON.parse(marked, (_key, value) => {
+        if (typeof value !== "string" || value[0] !== "\u0000")
+            return value;
+        return value.startsWith(MARK) ? read(value.slice(MARK.length)) : value.slice(MARKED.length);
+    });
+}
+function isLong(source, value) {
+    return !Number.isSafeInteger(value) && /^-?\d+$/.test(source);
+}
+/**
+ * Makes a socket read the integers of its messages exactly. The stock client's decoder has an option for that only when
+ * it is made: this decodes those packets of the socket in its place that have long numbers.
+ */
+function readExactly(socket, as) {
+    const read = as === "bigint" ? BigInt : (digits) => digits;
+    const { nsp, io: { decoder } } = socket;
+    const add = decoder.add.bind(decoder);
+    decoder.add = (received) => {
+        const packet = typeof received === "string" && LONG.test(received) && !decoder.reconstructor && decode(received, nsp, read);
+        if (packet)
+            (decoder.emitReserved ?? decoder.emit).call(decoder, "decoded", packet);
+        else
+            add(received);
+    };
+}
+/** Decodes an event or an acknowledgement of a namespace; null for other packets. */
+function decode(text, nsp, read) {
+    const [, type, namespace = "/", id, data] = /^([23])(?:(\/[^,]*),)?(\d*)(\[[^]*)$/.exec(text) ?? [];
+    return type && namespace === nsp ? { type: Number(type), nsp, id: id ? Number(id) : undefined, data: parse(data, read) } : null;
+}
+
+const exact = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
+    __proto__: null,
+    parse,
+    readExactly
+}, Symbol.toStringTag, { value: 'Module' }));
+
+/** Why the connection has no valid token. */
+/**
+ * The server refused the connection, or the token could not be renewed before it expired.
+ *
+ * When the socket is connected, it is the renewal that failed. Nothing is lost then: the renewal is retried until the
+ * token expires. The server then closes the connection, and the client reconnects with the token that `token` returns.
+ */
+class TokenError extends SocketIoPgError {
+    name = "TokenError";
+    /**
+     * @param code one of docs/protocol.md, or "no_answer", or "no_token": the function `token` failed, or returned the
+     *   old token again
+     * @param options `cause`: the error that `token` has thrown
+     */
+    constructor(code, message, options) {
+        super(code, message, options);
+    }
+}
 
 /** Sends the application's token to the server with each connection, and renews it before it expires. */
 // Refused tokens in a row before giving up: a token can expire on its way, or be newer than the server's clock.
@@ -1335,7 +907,6 @@ class Login {
         this.#socket = socket;
         this.#options = options;
         this.#login = login;
-        socket.auth ??= (send) => this.connect(send);
         socket.io.on("close", this.#closed);
     }
     close() {
@@ -1346,21 +917,22 @@ class Login {
         connect: () => this.#rest(),
         authenticated: () => this.#rest(), // the application may have sent it
         disconnect: () => this.#rest(),
-        connect_error: (error) => {
-            if (this.#socket.active)
-                return; // a network error: the stock client reconnects automatically
-            const code = error.data?.code ?? "refused";
-            const again = code === "unauthorized" ? ++this.#refusals < MAX_REFUSALS && this.#token !== null
-                : TRANSIENT.has(code);
-            this.#fail(new TokenError(code, error.message), again && this.#reconnect);
-        },
         token_expiring: ({ expires_at: end }) => {
             // Limits how often tokens are renewed that live shorter than the server's warning period.
             const soon = (Date.parse(end) - Date.now()) / 3;
             const delay = Math.min(RENEWAL_SPREAD, Math.max(this.#options.retryDelay, soon));
-            this.#later(delay * spread(), () => this.#renew());
+            this.#later(delay * (0.5 + Math.random() / 2), () => this.#renew());
         },
     };
+    /** Handles the event `connect_error`. */
+    refuse(error) {
+        if (this.#socket.active)
+            return; // a network error: the stock client reconnects automatically
+        const code = error.data?.code ?? "refused";
+        const again = code === "unauthorized" ? ++this.#refusals < MAX_REFUSALS && this.#token !== null
+            : TRANSIENT.has(code);
+        this.#fail(new TokenError(code, error.message), again && this.#reconnect);
+    }
     // The application called disconnect() while not connected: do not reconnect. No other event reports this call.
     #closed = (reason) => {
         if (reason === "forced close" && !this.#socket.active)
@@ -1441,172 +1013,129 @@ class Login {
     }
 }
 
-/** Sends ephemeral messages: the newest of each channel and key. */
-// ms between two ephemeral messages of one key: the server gathers those of 50 ms.
-const EPHEMERAL_INTERVAL = 20;
-class EphemeralSender {
-    #hub;
-    #isOpen = false; // connected to a server that knows them: an older one would publish them
-    /** The messages that wait for the end of the interval. */
-    #waiting = new Map();
+const login = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
+    __proto__: null,
+    Login
+}, Symbol.toStringTag, { value: 'Module' }));
+
+/** Requests of many channels in few messages to the server. */
+// ms for which a retry waits for those of other channels, to share a request with them.
+const JOIN_DELAY = 20;
+// Requests that can be for many channels.
+const EVENTS = ["subscribe", "unsubscribe"];
+// Limits of one request for many channels: the server allows 500, and limits the bytes.
+const MAX_TOGETHER = 250;
+const MAX_CHARACTERS = 100_000;
+/**
+ * Sends the requests of channels. Requests that are made in the same task are sent together, up to 250 at a time: after
+ * a reconnect, one for each channel would exceed the server's limit of events.
+ */
+class Many {
+    #socket;
+    #options;
+    #onLate;
+    #waiting = [];
     #timer;
+    /** The failures of requests that await their answers. */
+    #pending = new Set();
+    #alone = ""; // the id of the connection to a server that takes one channel at a time: an older version
     constructor(hub) {
-        this.#hub = hub;
+        this.#socket = hub.socket;
+        this.#options = hub.options;
+        this.#onLate = hub.takeLate;
     }
-    open(features) {
-        this.#isOpen = features.includes("ephemeral");
-    }
+    send = (one, retry) => {
+        if (!EVENTS.includes(one.event))
+            this.#sendAlone([one]);
+        else if (this.#waiting.push(one) && retry)
+            this.#timer ??= setTimeout(() => this.#flush(), JOIN_DELAY);
+        else
+            queueMicrotask(() => this.#flush());
+    };
+    /** Fails all requests, because the connection is lost. */
     lose() {
-        this.#isOpen = false;
-        clearTimeout(this.#timer);
-        this.#timer = undefined;
-        this.#waiting.clear();
-    }
-    close() {
-        this.lose();
-    }
-    /** Returns false if it is not sent. */
-    send(channel, payload, { key, echo } = {}) {
-        if (!this.#isOpen)
-            return false;
-        this.#waiting.set(JSON.stringify([channel, key ?? null]), { channel, payload, ephemeral: true, key, echo });
-        if (!this.#timer)
-            this.#flush();
-        return true;
+        for (const lost of [...this.#pending])
+            lost();
+        this.#flush();
     }
     #flush() {
-        const waiting = [...this.#waiting.values()];
-        this.#waiting.clear();
-        this.#timer = waiting.length ? setTimeout(() => this.#flush(), EPHEMERAL_INTERVAL) : undefined;
-        for (const body of waiting)
-            this.#hub.socket.emit("publish", body);
-    }
-}
-
-const ephemeral = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
-    __proto__: null,
-    EphemeralSender
-}, Symbol.toStringTag, { value: 'Module' }));
-
-/** Reads integers of messages that JavaScript's numbers would round, as BigInt or as texts. */
-// Only with so many digits can an integer be beyond 2^53.
-const LONG = /\d{16}/;
-// A text, or a number. Texts come first, so that digits in them are left alone.
-const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
-// Marks a number that was put into a text. Texts that begin like that are marked, too.
-const MARK = "\u0000n:";
-const MARKED = "\u0000s:";
-// What follows the name of a property, which JSON.parse does not revive.
-const NAME_END = /\s*:/y;
-/** Whether `JSON.parse` passes a number's own characters. */
-const HAS_SOURCE = (() => {
-    let found = false;
-    JSON.parse("1", ((_key, _value, context) => { found = context?.source === "1"; }));
-    return found;
-})();
-/** Parses JSON. Integers beyond ±(2^53 − 1) are what `read` makes of their digits. */
-function parse(text, read, hasSource = HAS_SOURCE) {
-    if (!LONG.test(text))
-        return JSON.parse(text);
-    if (hasSource) {
-        return JSON.parse(text, ((_key, value, { source }) => (typeof value === "number" && isLong(source, value) ? read(source) : value)));
-    }
-    const marked = text.replace(TOKENS, (token, offset) => {
-        if (token[0] === "\"") {
-            if (!token.startsWith("\"\\u0000"))
-                return token;
-            NAME_END.lastIndex = offset + token.length;
-            return NAME_END.test(text) ? token : `"\\u0000s:${token.slice(1)}`;
-        }
-        return isLong(token, Number(token)) ? `"\\u0000n:${token}"` : token;
-    });
-    return JSON.parse(marked, (_key, value) => {
-        if (typeof value !== "string" || value[0] !== "\u0000")
-            return value;
-        return value.startsWith(MARK) ? read(value.slice(MARK.length)) : value.slice(MARKED.length);
-    });
-}
-function isLong(source, value) {
-    return !Number.isSafeInteger(value) && /^-?\d+$/.test(source);
-}
-/**
- * Makes a socket read the integers of its messages exactly. The stock client's decoder has an option for that only when
- * it is made: this decodes those packets of the socket in its place that have long numbers.
- */
-function readExactly(socket, as) {
-    const read = as === "bigint" ? BigInt : (digits) => digits;
-    const { nsp, io: { decoder } } = socket;
-    const add = decoder.add.bind(decoder);
-    decoder.add = (received) => {
-        const packet = typeof received === "string" && LONG.test(received) && !decoder.reconstructor && decode(received, nsp, read);
-        if (packet)
-            (decoder.emitReserved ?? decoder.emit).call(decoder, "decoded", packet);
+        clearTimeout(this.#timer);
+        this.#timer = undefined;
+        const waiting = this.#waiting.splice(0);
+        if (!this.#socket.connected)
+            fail(waiting);
         else
-            add(received);
-    };
-}
-/** Decodes an event or an acknowledgement of a namespace; null for other packets. */
-function decode(text, nsp, read) {
-    const [, type, namespace = "/", id, data] = /^([23])(?:(\/[^,]*),)?(\d*)(\[[^]*)$/.exec(text) ?? [];
-    return type && namespace === nsp ? { type: Number(type), nsp, id: id ? Number(id) : undefined, data: parse(data, read) } : null;
-}
-
-const exact = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
-    __proto__: null,
-    parse,
-    readExactly
-}, Symbol.toStringTag, { value: 'Module' }));
-
-/** Reads older messages of a channel, beside its live subscription. */
-/** @returns oldest first. Rejects with a SubscriptionError */
-function read(core, place, filter, { limit = 100, since, signal }) {
-    const shared = core.hub.shared(place);
-    const found = [];
-    return new Promise((resolve, reject) => {
-        const fail = (code, message) => end(new SubscriptionError(code, message, shared.name));
-        const end = (error) => {
-            forget();
-            shared.remove(member);
-            if (error)
-                reject(error);
+            for (const event of EVENTS)
+                this.#send(waiting.filter((one) => one.event === event));
+    }
+    /** Sends requests for one event, one part after the other. */
+    async #send(requests) {
+        const { id } = this.#socket;
+        for (const part of divide(requests)) {
+            if (this.#socket.id !== id)
+                fail(part);
+            else if (part.length === 1 || this.#alone === id)
+                this.#sendAlone(part);
             else
-                resolve(found);
-        };
-        const member = new Member(place, (message) => {
-            // Others are live, and came while the older ones were on their way.
-            if (message.replayed && found.length < limit && found.push(message) === limit && since)
-                end();
-        }, {
-            since, history: limit, filter,
-            // Without a log, or with a rule against replays, there is nothing to read.
-            onSubscribed: () => { if (!member.position && !member.start)
-                end(); },
-            onLive: () => end(),
-            onError: (error) => { if (!error.retrying)
-                end(error); },
-            onState: () => { if (core.closed)
-                fail("closed", core.closed.message); },
+                await this.#sendTogether(part);
+        }
+    }
+    #sendAlone(part) {
+        for (const { event, body, answered } of part)
+            request(this.#socket, this.#options.timeout, event, body, answered);
+    }
+    #sendTogether(part) {
+        const { id } = this.#socket;
+        const [{ event }] = part;
+        const channels = part.map(({ body }) => (event === "subscribe" || body.pattern ? body : body.channel));
+        return new Promise((resolve) => {
+            const finish = (failure, results) => {
+                clearTimeout(timer);
+                this.#pending.delete(lost);
+                if (failure?.code.startsWith("invalid_") && this.#socket.id === id) {
+                    this.#alone = id;
+                    this.#sendAlone(part);
+                }
+                else {
+                    part.forEach(({ answered }, index) => answered(failure ?? failureOf(results?.[index]), results?.[index]));
+                }
+                resolve();
+            };
+            const lost = () => finish(NO_ANSWER);
+            const timer = setTimeout(lost, this.#options.timeout);
+            this.#pending.add(lost);
+            this.#socket.emit(event, { channels }, (answer) => {
+                if (this.#pending.has(lost))
+                    finish(failureOf(answer), answer?.channels);
+                else if (event === "subscribe" && answer?.channels)
+                    this.#onLate(answer);
+            });
         });
-        let forget = () => { };
-        try {
-            if (core.closed)
-                throw core.closed;
-            if (limit > 0)
-                shared.add(member);
-            else
-                end();
+    }
+}
+function fail(requests) {
+    for (const { answered } of requests)
+        answered(NO_ANSWER);
+}
+/** Divides requests into parts that are small enough for one request. */
+function divide(requests) {
+    const found = [];
+    let characters = 0;
+    for (const one of requests) {
+        const size = JSON.stringify(one.body).length;
+        characters += size;
+        if (!found.length || found[found.length - 1].length === MAX_TOGETHER || characters > MAX_CHARACTERS) {
+            found.push([]);
+            characters = size;
         }
-        catch (error) {
-            end(error === core.closed ? core.closed : new SubscriptionError("conflicting_filter", String(error), shared.name));
-            return;
-        }
-        forget = onAbort(signal, () => fail("aborted", "the signal was aborted"));
-    });
+        found[found.length - 1].push(one);
+    }
+    return found;
 }
 
-const history = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
+const many = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
     __proto__: null,
-    read
+    Many
 }, Symbol.toStringTag, { value: 'Module' }));
 
 /** The members of a channel's presence, kept in step with what the server sends. Pure. */
@@ -1771,6 +1300,8 @@ class People {
     get complete() { return this.#shared.state.complete; }
     /** The key of this client's own member; null if it has not joined. */
     get key() { return this.#shared.key; }
+    /** False after `close()`, and when the server has ended it. */
+    get isOpen() { return this.#shared.handles.has(this); }
     /** Resolves when the members are known for the first time. Rejects with the SubscriptionError. */
     get ready() { return this.#settled.promise; }
     /**
@@ -1806,7 +1337,8 @@ class People {
 class ChannelPresence {
     state = new PresenceState();
     handles = new Set();
-    worked = false; // the server has confirmed it once
+    #worked = false; // the server has confirmed it once
+    #combines = true; // presence is requested together with messages, unless the server has refused that
     #channel;
     /** What the application wants to join with. */
     #join = null;
@@ -1862,7 +1394,16 @@ class ChannelPresence {
             throw new TypeError("join() comes before update()");
         return this.join(handle, { ...this.#join, state });
     }
-    next() {
+    plan(forMessages) {
+        const next = this.#next();
+        if (!forMessages)
+            return next && { ...next, requesters: [] };
+        if (next?.event === "subscribe" && this.#combines)
+            Object.assign(forMessages.body, next.body);
+        return forMessages;
+    }
+    worked(request) { return this.#worked && isForPresence(request); }
+    #next() {
         const [wish, now] = [this.wish, this.#confirmed];
         if (isEqual(wish, now))
             return this.#sees && !this.state.current ? { event: "presence_get", body: {} } : null;
@@ -1874,7 +1415,10 @@ class ChannelPresence {
         return { event: "subscribe", body: { presence: wish } };
     }
     /** The server has confirmed a request. */
-    accept(event, { presence: wish, state }, answer) {
+    accept(request, answer) {
+        const { event, body: { presence: wish, state } } = request;
+        if (!isForPresence(request))
+            return;
         if (event === "presence_get") {
             this.receive("sync", answer);
             return;
@@ -1894,13 +1438,23 @@ class ChannelPresence {
             if (this.#sees)
                 this.receive("sync", presence);
         }
-        this.worked = true;
+        this.#worked = true;
         for (const handle of this.handles)
             handle.settle();
         this.#resolve();
     }
     /** A request has failed. Unless it is retried, what it was for is given up. */
-    fail(error, event, { presence, state }) {
+    fail(error, request) {
+        if (isForPresence(request)) {
+            if (!error.retrying && request.requesters.length) {
+                this.#combines = false; // the next requests tell which of both the server refuses
+                return true;
+            }
+            this.#fail(error, request);
+        }
+        return false;
+    }
+    #fail(error, { event, body: { presence, state } }) {
         const wish = event === "presence_update" ? { ...this.#confirmed, state } : presence ?? true;
         if (error.retrying)
             this.#report(error);
@@ -1992,15 +1546,124 @@ class ChannelPresence {
             call(handlers.onError, error);
     }
 }
+/** Returns whether a request changes or asks for presence. */
+function isForPresence({ event, body }) {
+    return event.startsWith("presence") || "presence" in body;
+}
 
-const people = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
+/** The presence of a channel for one part of the program: `channel.presence`. */
+/** @param onChange called with each change, for the channel's event `presence` */
+function openPresence(core, name, handle, onChange) {
+    let people;
+    const open = () => {
+        if (core.closed)
+            throw core.closed;
+        return people?.isOpen ? people : people = watch(core.hub, core.hub.shared({ channel: name }), {
+            onJoin: (member) => {
+                handle.emit("join", member);
+                onChange({ kind: "join", member });
+            },
+            onUpdate: (member, before) => {
+                handle.emit("update", { member, before });
+                onChange({ kind: "update", member, before });
+            },
+            onLeave: (member) => {
+                handle.emit("leave", member);
+                onChange({ kind: "leave", member });
+            },
+            onSync: (members) => handle.emit("sync", members),
+            onError: (error) => { if (!handle.emit("error", error))
+                core.fail(error); },
+        });
+    };
+    open();
+    return {
+        get members() { return people.members; },
+        get count() { return people.count; },
+        get complete() { return people.complete; },
+        get key() { return people.key; },
+        watch: () => open().ready,
+        join(state, { key, signal } = {}) {
+            if (signal?.aborted)
+                return Promise.reject(signal.reason);
+            onAbort(signal, () => people.leave());
+            return open().join(state, { key });
+        },
+        update: (state) => open().update(state),
+        leave: () => open().leave(),
+        close: () => people.close(),
+    };
+}
+
+const presence = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
     __proto__: null,
-    ChannelPresence,
-    People,
-    watch
+    openPresence
 }, Symbol.toStringTag, { value: 'Module' }));
 
+/** Sends ephemeral messages: the newest of each channel and key. */
+// ms between two ephemeral messages of one key: the server gathers those of 50 ms.
+const EPHEMERAL_INTERVAL = 20;
+class EphemeralSender {
+    #hub;
+    #isOpen = false; // connected to a server that knows them: an older one would publish them
+    /** The messages that wait for the end of the interval. */
+    #waiting = new Map();
+    #timer;
+    constructor(hub) {
+        this.#hub = hub;
+    }
+    open(features) {
+        this.#isOpen = features.includes("ephemeral");
+    }
+    lose() {
+        this.#isOpen = false;
+        clearTimeout(this.#timer);
+        this.#timer = undefined;
+        this.#waiting.clear();
+    }
+    close() {
+        this.lose();
+    }
+    /** Returns false if it is not sent. */
+    send(channel, payload, { key, echo } = {}) {
+        if (!this.#isOpen)
+            return false;
+        this.#waiting.set(JSON.stringify([channel, key ?? null]), { channel, payload, ephemeral: true, key, echo });
+        if (!this.#timer)
+            this.#flush();
+        return true;
+    }
+    #flush() {
+        const waiting = [...this.#waiting.values()];
+        this.#waiting.clear();
+        this.#timer = waiting.length ? setTimeout(() => this.#flush(), EPHEMERAL_INTERVAL) : undefined;
+        for (const body of waiting)
+            this.#hub.socket.emit("publish", body);
+    }
+}
+
+/** Why a message was not published. */
+/** The server refused to publish a message, or the attempt was given up. */
+class PublishError extends SocketIoPgError {
+    channel;
+    uncertain;
+    name = "PublishError";
+    /**
+     * @param code one of docs/protocol.md, or "no_answer", or "closed": after `close()`
+     * @param uncertain true when the message may have been published. Otherwise it was not
+     */
+    constructor(code, message, channel, uncertain) {
+        super(code, message);
+        this.channel = channel;
+        this.uncertain = uncertain;
+    }
+}
+
 /** Publishes messages, and repeats those that the server may not have received. */
+/** Returns what publishes on a connection. */
+function openPublishing(hub) {
+    return { publisher: hub.add(new Publisher(hub)), sender: hub.add(new EphemeralSender(hub)) };
+}
 // ms for which a message is repeated after it was sent first. The server knows its id for five minutes.
 const MAX_REPEATING = 240_000;
 // After these errors, a message may have been published.
@@ -2018,7 +1681,7 @@ class Publisher {
         this.#isOpen = hub.socket.connected;
     }
     publish(channel, payload, options = {}) {
-        const { durable, id, wait, echo, traceparent, timeout = this.#hub.options.publishTimeout } = options;
+        const { durable, id, wait, echo, traceparent, timeout = this.#hub.options.publishTimeout ?? 60_000 } = options;
         return new Promise((resolve, reject) => {
             // JSON leaves out what is undefined. Messages that may be lost need no id, which costs the database a row.
             const ownId = durable === false ? undefined : randomId();
@@ -2117,9 +1780,359 @@ function randomId() {
     return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-const publisher = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
+const publishing = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
     __proto__: null,
-    Publisher
+    Publisher,
+    openPublishing
+}, Symbol.toStringTag, { value: 'Module' }));
+
+/** Checks payloads with the application's schemas. */
+/** Returns the checked value or what is wrong with it; a promise if the schema needs time. */
+function check(schema, value) {
+    try {
+        const found = "~standard" in schema ? schema["~standard"].validate(value) : { value: schema.parse(value) };
+        return found instanceof Promise ? found.catch(wrong) : found;
+    }
+    catch (cause) {
+        return wrong(cause);
+    }
+}
+function wrong(cause) {
+    return { issues: cause?.issues ?? [{ message: String(cause?.message ?? cause) }], cause };
+}
+/** Returns the schema of a channel: under its own name, or the first key that stands for it. */
+function schemaFor(schemas, name) {
+    return schemas && (schemas[name] ?? schemas[Object.keys(schemas).find((key) => matches(key, name))]);
+}
+/** Returns whether a name is one of `"orders:*"`, `"orders:${number}"` or `"orders:${string}"`. */
+function matches(key, name) {
+    const parts = key.split(/\*|\$\{string\}|(\$\{number\})/).map((part, index) => (index % 2 ? (part ? "-?[\\d.]+(?:e[-+]?\\d+)?" : ".*") : part.replace(/[^\w]/g, "\\$&")));
+    return new RegExp(`^${parts.join("")}$`, "s").test(name);
+}
+
+/** Waiting, and signals that end it. */
+/** Waits, also when the time is zero. Ends early when `signal` is aborted. */
+function pause(ms, signal) {
+    return new Promise((resolve) => {
+        const end = () => {
+            clearTimeout(timer);
+            signal.removeEventListener("abort", end);
+            resolve();
+        };
+        const timer = setTimeout(end, ms);
+        signal.addEventListener("abort", end);
+    });
+}
+/** Calls `end` when the signal is aborted, at once if it is already. Returns the function that ends that. */
+function untilAbort(signal, end) {
+    if (signal?.aborted)
+        end();
+    else
+        signal?.addEventListener("abort", end, { once: true });
+    return () => signal?.removeEventListener("abort", end);
+}
+
+/** Rows that the application loads, before the messages that are not in them. */
+// Messages of NOTIFY that one handler holds while it loads rows.
+const MAX_HELD = 1_000;
+class Loader {
+    isStale; // the rows must be loaded first
+    #member;
+    #shared;
+    #load;
+    #onRows;
+    #isLoading = false;
+    #loads = 0; // 1 after it was current
+    /** Messages of NOTIFY that arrived while it was stale. */
+    #held = [];
+    #heldTooMany = false;
+    #ended = new AbortController();
+    constructor(member, shared, load, onRows) {
+        this.#member = member;
+        this.#shared = shared;
+        this.#load = load;
+        this.#onRows = onRows;
+        this.isStale = !member.position && !member.start;
+        member.history = 0;
+    }
+    /**
+     * Calls the application's `load` until it succeeds. The server then replays what is not in the rows, or says that
+     * their token is too old. Never two at once for one handler.
+     */
+    async load() {
+        const one = this.#member;
+        this.isStale = true;
+        one.live = one.current = false;
+        one.position = one.start = null;
+        one.report("state");
+        if (this.#isLoading)
+            return;
+        this.#isLoading = true;
+        const { signal } = this.#ended;
+        while (this.isStale) {
+            if (this.#loads++)
+                await pause(backoff(this.#shared.options, this.#loads - 2), signal);
+            if (signal.aborted)
+                return;
+            try {
+                const loaded = await this.#load({ signal });
+                if (signal.aborted)
+                    return;
+                if (typeof loaded?.token !== "string" || !loaded.token)
+                    throw new TypeError("load must return {rows, token}");
+                this.#accept(loaded);
+            }
+            catch (cause) {
+                if (signal.aborted)
+                    return;
+                const message = `Loading failed: ${cause?.message ?? cause}`;
+                const error = new SubscriptionError("load_failed", message, this.#shared.name, { cause });
+                error.retrying = true;
+                fail$1(one, error);
+            }
+        }
+        this.#isLoading = false;
+        this.#shared.settle();
+    }
+    end() {
+        this.#ended.abort();
+    }
+    /** Keeps a message of NOTIFY until the rows are there. */
+    hold(message) {
+        if (this.#held.push(message) > MAX_HELD) {
+            this.#held.shift();
+            this.#heldTooMany = true;
+        }
+    }
+    /** All messages up to now were delivered. The next load is spread over some time: all clients may need one at once. */
+    becomeCurrent() {
+        this.#loads = 1;
+    }
+    /** The rows are there, with the token of their snapshot. */
+    #accept({ rows, token }) {
+        const member = this.#member;
+        this.isStale = false;
+        member.start = token;
+        call(this.#onRows, rows);
+        const held = this.#held.splice(0);
+        if (this.#ended.signal.aborted)
+            return; // by onRows
+        for (const message of held)
+            member.report("message", message);
+        if (this.#heldTooMany)
+            reportGap(member, { tier: "notify", reason: "too_many_while_loading" });
+        this.#heldTooMany = false;
+    }
+}
+
+/** What channels with the options `schema` and `load` need besides. */
+/** Returns what checks a channel's payloads, if something does. */
+function checkerFor(channel, schema, schemas) {
+    const found = schema ?? schemaFor(schemas, channel.name);
+    return found && new Checker(channel, found);
+}
+/** Checks the payloads of one subscription, in order. */
+class Checker {
+    /** The position before the messages that are being checked; undefined: none is. */
+    position;
+    #channel;
+    #schema;
+    #last = null;
+    /** With a schema that needs time: the end of the checks so far. */
+    #checks = null;
+    constructor(channel, schema) {
+        this.#channel = channel;
+        this.#schema = schema;
+    }
+    /** @param isCurrent returns whether the subscription still goes on */
+    receive(message, position, isCurrent) {
+        const checked = check(this.#schema, message.payload);
+        if (!this.#checks && !(checked instanceof Promise)) {
+            this.#pass(message, checked);
+            this.#last = position;
+            return;
+        }
+        this.position ??= this.#last;
+        const checks = (this.#checks ?? Promise.resolve()).then(() => checked).then((found) => {
+            this.position = this.#last = position;
+            if (isCurrent())
+                this.#pass(message, found);
+            if (this.#checks !== checks)
+                return;
+            this.#checks = null;
+            this.position = undefined;
+        });
+        this.#checks = checks;
+    }
+    /** Returns the messages that the schema accepts. */
+    async filter(messages) {
+        const all = await Promise.all(messages.map(async (message) => [message, await check(this.#schema, message.payload)]));
+        return all.flatMap(([message, checked]) => {
+            if (!checked.issues)
+                return { ...message, payload: checked.value };
+            this.#channel.emit("invalid", { ...checked, message });
+            return [];
+        });
+    }
+    #pass(message, checked) {
+        if (!checked.issues)
+            this.#channel.deliver(message, { ...message, payload: checked.value });
+        else
+            this.#channel.emit("invalid", { ...checked, message });
+    }
+}
+
+/** Reads older messages of a channel, beside its live subscription. */
+/** @returns oldest first. Rejects with a SubscriptionError */
+async function readHistory(core, channel, { filter, schema }, options) {
+    const { limit = 100, since, signal } = typeof options === "number" ? { limit: options } : options;
+    const shared = core.hub.shared(channel.place);
+    const found = [];
+    await new Promise((resolve, reject) => {
+        const end = (error) => {
+            forget();
+            shared.remove(member);
+            if (error)
+                reject(error);
+            else
+                resolve();
+        };
+        const member = makeMember(channel.place, { since, history: limit, filter }, (name, value) => {
+            if (name === "message") {
+                // Others are live, and came while the older ones were on their way.
+                const message = value;
+                if (message.replayed && found.length < limit && found.push(message) === limit && since)
+                    end();
+            }
+            else if (name === "error") {
+                if (!value.retrying)
+                    end(value);
+            }
+            else if (name === "current" || (name === "subscribed" && !member.position && !member.start)) {
+                end(); // without a log, or with a rule against replays, there is nothing to read
+            }
+            else if (core.closed)
+                end(core.closed);
+        });
+        let forget = () => { };
+        if (core.closed)
+            end(core.closed);
+        else if (limit < 1)
+            end();
+        else {
+            forget = untilAbort(signal, () => end(new SubscriptionError("aborted", "The signal was aborted.", shared.name)));
+            if (!signal?.aborted)
+                shared.add(member);
+        }
+    });
+    return checkerFor(channel, schema, core.options.schemas)?.filter(found) ?? found;
+}
+
+/** The messages of a channel for a loop: `for await (const message of channel)`. */
+/** Listens to a channel from now on, and keeps up to `size` messages that the loop has not taken yet. */
+class Loop {
+    #channel;
+    #size;
+    #buffer = [];
+    #dropped = 0;
+    #isEnded = false;
+    #error = null;
+    #wake = [];
+    #forget = () => { };
+    constructor(channel, size, signal) {
+        this.#channel = channel;
+        this.#size = size;
+        channel.on("message", this.#add).on("state", this.#change);
+        this.#change(channel.state);
+        this.#forget = untilAbort(signal, () => this.#end());
+    }
+    [Symbol.asyncIterator]() { return this; }
+    async next() {
+        while (!this.#buffer.length && !this.#isEnded)
+            await new Promise((resolve) => this.#wake.push(resolve));
+        const dropped = this.#dropped;
+        this.#dropped = 0;
+        if (dropped)
+            this.#channel.emit("gap", { ...this.#channel.place, tier: "buffer", reason: "buffer_full", dropped });
+        if (this.#buffer.length)
+            return { value: this.#buffer.shift(), done: false };
+        const error = this.#error;
+        this.#error = null;
+        if (error)
+            throw this.#channel.final;
+        return { value: undefined, done: true };
+    }
+    async return() {
+        this.#buffer = [];
+        this.#end();
+        return { value: undefined, done: true };
+    }
+    #add = (message) => {
+        if (this.#buffer.push(message) > this.#size) {
+            this.#buffer.shift();
+            this.#dropped++;
+        }
+        this.#wake.shift()?.();
+    };
+    /** The channel has ended: the loop gets the messages that it has not taken yet, then the error. */
+    #change = (state) => {
+        if (state.status === "ended" && state.code !== "aborted" && state.code !== "closed")
+            this.#error = state;
+        if (state.status === "ended" || state.status === "idle")
+            this.#end();
+    };
+    #end() {
+        if (this.#isEnded)
+            return;
+        this.#isEnded = true;
+        this.#channel.off("message", this.#add).off("state", this.#change);
+        this.#forget();
+        for (const wake of this.#wake.splice(0))
+            wake();
+    }
+}
+
+/** `client.seen(txid)`: waits for the change of a transaction. */
+// For how long a change that has come is remembered, in ms.
+const SEEN_FOR = 60_000;
+function waitFor(core, txid, { signal, timeout } = {}) {
+    const id = String(txid);
+    return new Promise((resolve, reject) => {
+        if (core.transactions.some(([seen, time]) => seen === id && Date.now() - time < SEEN_FOR)) {
+            resolve();
+            return;
+        }
+        const done = (error) => {
+            clearTimeout(timer);
+            forget();
+            core.off("transaction", check).off("state", checkState);
+            if (error)
+                reject(error);
+            else
+                resolve();
+        };
+        const give = (code, message) => () => done(new SubscriptionError(code, message, ""));
+        const check = (seen) => { if (seen === id)
+            done(); };
+        const checkState = () => { if (core.closed)
+            done(core.closed); };
+        const timer = timeout === undefined ? undefined : setTimeout(give("no_answer", "The change did not come in time."), timeout);
+        let forget = () => { };
+        core.on("transaction", check).on("state", checkState);
+        checkState();
+        forget = untilAbort(signal, give("aborted", "The signal was aborted."));
+    });
+}
+
+/** What channels need besides listeners: loops, history, waiting for a transaction, schemas, and rows that are loaded. */
+
+const reading = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
+    __proto__: null,
+    Loader,
+    Loop,
+    checkerFor,
+    readHistory,
+    waitFor
 }, Symbol.toStringTag, { value: 'Module' }));
 
 /** Live tables: rows that are kept in step with the database. */
@@ -2370,19 +2383,19 @@ class LiveTable {
     }
 }
 
-/** A live table's rows for an application: sorted, checked by its schema, with a state. */
-function tablesOf(hub) { return new Tables(hub); }
-function open(core, tables, name, options, report) {
-    return new View(core, tables, name, options, report);
-}
-class View {
+/** A live table's rows for an application, as `client.table()` returns it: sorted, checked by its schema, with a state. */
+class TableView {
+    state = { status: "subscribing", code: "subscribing", reason: "" };
+    #handle;
     #table;
     #order;
     #list = null;
     #error = null;
     #wasCurrent = false;
     #isEnded = false;
-    constructor(core, tables, name, { where, order, limit, schema }, report) {
+    constructor(core, tables, name, options, handle) {
+        const { where, order, limit, schema, signal } = options;
+        this.#handle = handle;
         this.#order = (order === undefined ? [] : Array.isArray(order) ? order : [order]).map((one) => (typeof one === "string" ? { column: one, desc: false } : { column: one.column, desc: one.desc ?? false }));
         const checked = (row) => {
             const found = schema ? check(schema, row) : { value: row };
@@ -2390,35 +2403,37 @@ class View {
                 throw new TypeError("the schema of a table must not need time");
             if (!found.issues)
                 return found.value;
-            report("invalid", { ...found, row });
+            handle.emit("invalid", { ...found, row });
             return null;
         };
         this.#table = tables.subscribe({ table: name, where, order, limit }, {
             check: schema && checked,
             onRows: (rows, reason) => {
                 this.#list = null;
-                report("rows", { rows, reason });
+                handle.emit("rows", { rows, reason });
             },
             onChange: (change) => {
                 this.#list = null;
-                report("change", change);
+                handle.emit("change", change);
                 core.saw(change.payload);
             },
             onError: (error) => {
                 this.#error = error;
                 if (!error.retrying)
                     this.#isEnded = true;
-                report("error", error);
-                report("state", this.#state());
+                if (!handle.emit("error", error))
+                    core.fail(error);
+                this.#change();
             },
-            onState: () => report("state", this.#state()),
+            onState: () => this.#change(),
         });
+        onAbort(signal, () => this.unsubscribe());
     }
     get rows() { return this.#table.rows; }
     get key() { return this.#table.key; }
     get complete() { return this.#table.complete; }
-    get live() { return this.#table.live; }
     get list() { return this.#list ??= [...this.rows.values()].sort((a, b) => this.#compare(a, b)); }
+    live() { return this.#table.live; }
     keyOf(row) { return this.#table.keyOf(row); }
     unsubscribe() {
         this.#isEnded = true;
@@ -2437,17 +2452,22 @@ class View {
         }
         return 0;
     }
-    #state() {
+    /** Reports the state if it is another one. */
+    #change() {
+        const table = this.#table; // while it is being made there is none
+        let status = table?.confirmed ? "subscribed" : this.#wasCurrent ? "reconnecting" : "subscribing";
         if (this.#isEnded)
-            return { status: "ended", code: this.#error?.code ?? "unsubscribed", reason: this.#error?.message ?? "" };
-        const table = this.#table;
-        if (table?.active) {
+            status = "ended";
+        else if (table?.active) {
             this.#error = null;
             this.#wasCurrent = true;
-            return { status: "live", code: "live", reason: "" };
+            status = "live";
         }
-        const status = table?.confirmed ? "subscribed" : this.#wasCurrent ? "reconnecting" : "subscribing";
-        return { status, code: this.#error?.code ?? status, reason: this.#error?.message ?? "" };
+        const code = this.#error?.code ?? (status === "ended" ? "unsubscribed" : status);
+        if (status === this.state.status && code === this.state.code)
+            return;
+        this.state = { status, code, reason: this.#error?.message ?? "" };
+        this.#handle.emit("state", this.state);
     }
 }
 /** As PostgreSQL sorts: null comes last. Texts by their characters, as with the collation "C". */
@@ -2461,281 +2481,179 @@ function compare(a, b) {
     return a < b ? -1 : a > b ? 1 : 0;
 }
 
-const view = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
+const table = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
     __proto__: null,
-    View,
-    open,
-    tablesOf
+    TableView,
+    Tables
 }, Symbol.toStringTag, { value: 'Module' }));
 
 /** The parts of the library in the single file: they are there. */
 const PARTS = {
-    ephemeral: async () => ephemeral,
     exact: async () => exact,
-    history: async () => history,
-    people: async () => people,
-    publisher: async () => publisher,
-    view: async () => view,
+    login: async () => login,
+    many: async () => many,
+    presence: async () => presence,
+    publishing: async () => publishing,
+    reading: async () => reading,
+    table: async () => table,
 };
 
-/** A live table as one part of the program uses it. `view.ts` is loaded with the first one. */
-const NONE = new Map();
-const EMPTY = [];
-class TableHandle extends Emitter {
-    name;
-    #core;
-    #view = null;
-    #opening;
-    #isEnded = false;
-    #state = { status: "subscribing", code: "subscribing", reason: "" };
-    constructor(core, name, options) {
-        super();
-        this.name = name;
-        this.#core = core;
-        this.#opening = core.part("view").then(async ({ open, tablesOf }) => {
-            const tables = await core.added("view", () => tablesOf(core.hub));
-            if (this.#isEnded)
-                throw core.closed ?? new SubscriptionError("unsubscribed", "unsubscribed before it began", name);
-            return this.#view = open(core, tables, name, options, (event, value) => this.#heard(event, value));
-        });
-        this.#opening.catch(() => { });
-        onAbort(options.signal, () => this.unsubscribe());
-    }
-    get state() { return this.#state; }
-    get rows() { return this.#view?.rows ?? NONE; }
-    get list() { return this.#view?.list ?? EMPTY; }
-    get key() { return this.#view?.key ?? EMPTY; }
-    get complete() { return this.#view?.complete ?? true; }
-    keyOf(row) { return this.#view?.keyOf(row); }
-    live() { return this.#opening.then((view) => view.live); }
-    async unsubscribe() {
-        this.#isEnded = true;
-        await this.#view?.unsubscribe();
-    }
-    #heard(event, value) {
-        if (event === "state") {
-            const { status, code } = value;
-            if (status === this.#state.status && code === this.#state.code)
-                return;
-            this.#state = value;
-        }
-        if (!this.emit(event, value) && event === "error")
-            this.#core.fail(value);
-    }
-}
-
 /** `createClient`: one connection to a server, its channels and tables. */
-// Transactions that are remembered for seen(), and for how long, in ms.
+// Transactions that are remembered for seen().
 const MAX_SEEN = 1_000;
-const SEEN_FOR = 60_000;
 /**
  * Connects to a server, and reconnects until `close()`.
  * @param to the server's address, or a socket of socket.io-client that is not connected yet, which the caller connects
  */
 function createClient(to, options = {}) {
-    return new Core(to, options);
-}
-/** The client, as its channels and parts know it. */
-class Core extends Emitter {
-    socket;
-    hub;
-    options;
-    /** Why it has ended; null: it has not. */
-    closed = null;
-    #state;
-    #wasConnected = false;
-    #isOwn;
-    #ended = new AbortController();
-    #parts = new Map();
-    #added = new Map();
-    /** When a transaction was seen, in ms. */
-    #seen = new Map();
-    #waiting = new Map();
-    constructor(to, options) {
-        super();
-        const { token, socket, timeout, retryDelay, retryDelayMax, publishTimeout, numbers } = options;
-        this.options = options;
-        this.#isOwn = typeof to === "string";
-        this.socket = typeof to === "string" ? io(to, { ...socket, autoConnect: false }) : to;
-        const given = Object.entries({ timeout, retryDelay, retryDelayMax, publishTimeout, numbers });
-        this.hub = new Hub(this.socket, Object.fromEntries(given.filter(([, value]) => value !== undefined)), {
-            onHealth: (health) => this.emit("health", health),
-            onDirect: (message) => this.emit("direct", message),
-            onEnded: (end) => this.#disconnected(end),
-        });
-        this.#state = this.socket.connected ? connected : state(this.socket.active ? "connecting" : "disconnected", "not_connected");
-        this.hub.add({ events: this.#events });
-        this.hub.add(new Login(this.socket, this.hub.options, {
-            token: typeof token === "function" ? token : () => token,
-            onTokenError: (error) => this.#refused(error),
-        }));
-        if (options.integers && options.integers !== "number")
-            this.#readExactly();
-        else if (this.#isOwn && socket?.autoConnect !== false)
-            this.connect();
-    }
-    get state() { return this.#state; }
-    get health() { return this.hub.health; }
-    channel(channel, options = {}) {
-        return new ChannelHandle(this, { channel }, options);
-    }
-    pattern(pattern, options = {}) {
-        return new ChannelHandle(this, { pattern }, options);
-    }
-    table(name, options = {}) { return new TableHandle(this, name, options); }
-    publish(channel, payload, options) {
-        return this.added("publisher", ({ Publisher }) => new Publisher(this.hub))
-            .then((publisher) => publisher.publish(channel, payload, options));
-    }
-    /** For channels. */
-    send(channel, payload, options) {
-        this.added("ephemeral", ({ EphemeralSender }) => new EphemeralSender(this.hub))
-            .then((sender) => sender.send(channel, payload, options));
-    }
-    connect() {
-        if (!this.closed && !this.socket.active) {
-            this.#become("connecting", "connecting");
-            this.socket.connect();
+    const { token, integers } = options;
+    const isOwn = typeof to === "string";
+    const socket = isOwn ? io(to, { ...options.socket, autoConnect: false }) : to;
+    const transactions = [];
+    const made = {};
+    const emitter = makeEmitter();
+    const { emit } = emitter;
+    let closed;
+    let wasConnected = false;
+    let state = {};
+    const become = (...values) => {
+        const next = stateOf(...values);
+        if ((closed && next.status !== "ended") || (next.status === state.status && next.code === state.code))
+            return;
+        state = next;
+        emit("state", state);
+    };
+    const becomeLate = (code, reason) => become(wasConnected ? "reconnecting" : "connecting", code, reason);
+    const part = async (key) => {
+        for (let attempt = 0; !closed || !attempt; attempt++) {
+            try {
+                return await PARTS[key]();
+            }
+            catch (cause) {
+                const error = new SubscriptionError("part_unavailable", `Loading ${key} failed: ${cause}`, "", { cause });
+                error.retrying = true;
+                self.fail(error);
+                await new Promise((resolve) => setTimeout(resolve, backoff(hub.options, attempt)));
+            }
         }
-    }
-    close() {
-        if (this.closed)
-            return;
-        this.closed = new SubscriptionError("closed", "close() was called.", "");
-        this.#ended.abort();
-        this.hub.close();
-        if (this.#isOwn)
-            this.socket.disconnect();
-        this.#become("ended", "closed", this.closed.message);
-    }
-    // --- For channels and tables ---
-    /** Loads a part of the library. If that fails, it is reported and tried again. */
-    part(key) {
-        const { signal } = this.#ended;
-        const load = async () => {
-            for (let attempt = 0;; attempt++) {
-                if (this.closed)
-                    throw this.closed;
-                try {
-                    return await PARTS[key]();
-                }
-                catch (cause) {
-                    const error = new SocketIoPgError("PartError", "part_unavailable", `Loading "${key}" failed: ${cause}`, { cause });
-                    error.retrying = true;
-                    this.fail(error);
-                    await pause(backoff(this.hub.options, attempt), signal);
-                }
-            }
-        };
-        if (!this.#parts.has(key))
-            this.#parts.set(key, load());
-        return this.#parts.get(key);
-    }
+        throw closed;
+    };
     /** Returns the one object of a part that follows the connection. */
-    added(key, make) {
-        if (!this.#added.has(key))
-            this.#added.set(key, this.part(key).then((part) => this.hub.add(make(part))));
-        return this.#added.get(key);
-    }
-    /** Reports what nobody has heard where it has happened. Thrown if nobody hears it here either, and it is final. */
-    fail(error, isUnheard = true) {
-        if (!this.emit("error", error) && isUnheard && !error.retrying)
-            call(() => { throw error; });
-    }
-    /** Listeners have got a change. */
-    saw(payload) {
-        const txid = payload?.txid;
-        if (typeof txid !== "string")
-            return;
-        this.#seen.delete(txid);
-        this.#seen.set(txid, Date.now());
-        if (this.#seen.size > MAX_SEEN)
-            for (const [oldest] of this.#seen) {
-                this.#seen.delete(oldest);
-                break;
-            }
-        for (const resolve of this.#waiting.get(txid) ?? [])
-            resolve();
-        this.#waiting.delete(txid);
-    }
-    seen(txid, { signal, timeout } = {}) {
-        const id = String(txid);
-        return new Promise((resolve, reject) => {
-            if (Date.now() - (this.#seen.get(id) ?? 0) < SEEN_FOR) {
-                resolve();
-                return;
-            }
-            const all = this.#waiting.get(id) ?? new Set();
-            const done = (error) => {
-                clearTimeout(timer);
-                forget();
-                forgetClose();
-                all.delete(found);
-                if (!all.size)
-                    this.#waiting.delete(id);
-                if (error)
-                    reject(error);
+    const add = (key, make) => made[key] ??= part(key).then((found) => {
+        if (closed)
+            throw closed;
+        return make(found);
+    });
+    const login = () => add("login", ({ Login }) => hub.add(new Login(socket, hub.options, {
+        token: typeof token === "function" ? token : () => token,
+        onTokenError(error) {
+            if (!socket.connected) {
+                if (error.retrying)
+                    becomeLate(error.code, error.message);
                 else
-                    resolve();
-            };
-            const give = (code, message) => () => done(new SubscriptionError(code, message, ""));
-            const found = () => done();
-            const timer = timeout === undefined ? undefined : setTimeout(give("no_answer", "The change did not come in time."), timeout);
-            this.#waiting.set(id, all.add(found));
-            let forget = () => { };
-            let forgetClose = () => { };
-            forgetClose = onAbort(this.#ended.signal, give("closed", "close() was called."));
-            forget = onAbort(signal, give("aborted", "the signal was aborted"));
-        });
-    }
-    // --- The connection ---
-    #events = {
-        connect: () => {
-            this.#wasConnected = true;
-            this.#set(connected);
+                    become("disconnected", error.code, error.message);
+            }
+            self.fail(error);
         },
-        disconnect: (reason) => {
-            if (this.closed)
+    })));
+    const hub = makeHub(socket, options, (name, value) => {
+        if (name === "ended")
+            become("disconnected", value.code, value.message);
+        else
+            emit(name, value);
+    }, () => add("many", ({ Many }) => hub.add(new Many(hub))));
+    const publishing = () => add("publishing", ({ openPublishing }) => openPublishing(hub));
+    const self = {
+        ...emitter,
+        socket,
+        hub,
+        options,
+        transactions,
+        part,
+        get closed() { return closed; },
+        get state() { return state; },
+        get health() { return hub.health; },
+        channel: (channel, how = {}) => makeChannel(self, { channel }, channel, how),
+        pattern: (pattern, how = {}) => makeChannel(self, { pattern }, pattern, how),
+        table(name, how = {}) {
+            const view = lazy(async (handle) => {
+                const { Tables, TableView } = await part("table");
+                return new TableView(self, await add("table", () => hub.add(new Tables(hub))), name, how, handle);
+            }, {
+                state: stateOf("subscribing"), rows: new Map(), list: [], key: [], complete: true,
+                keyOf: () => undefined,
+            }, ["live", "unsubscribe"]);
+            view.name = name;
+            view.live().catch(() => { }); // its event `error` reports it
+            return view;
+        },
+        publish: (channel, payload, how) => publishing().then(({ publisher }) => publisher.publish(channel, payload, how)),
+        send(channel, payload, how) {
+            publishing().then(({ sender }) => sender.send(channel, payload, how), () => { });
+        },
+        seen: (txid, how) => part("reading").then(({ waitFor }) => waitFor(self, txid, how)),
+        connect() {
+            if (closed || socket.active)
                 return;
-            const code = reason.replace(/ /g, "_");
-            if (this.socket.active)
-                this.#become("reconnecting", code, reason);
-            else if (reason !== "io server disconnect")
-                this.#become("disconnected", code, reason);
+            become("connecting");
+            socket.connect();
         },
-        connect_error: (error) => {
-            if (this.socket.active)
-                this.#becomeLate("unreachable", error.message);
+        close() {
+            if (closed)
+                return;
+            closed = new SubscriptionError("closed", "close() was called.", "");
+            hub.close();
+            if (isOwn)
+                socket.disconnect();
+            become("ended", "closed", closed.message);
+        },
+        fail(error, isKnown) {
+            if (!emit("error", error) && !isKnown && !error.retrying)
+                call(() => { throw error; });
+        },
+        saw(payload) {
+            const { txid } = payload ?? {};
+            if (!txid)
+                return;
+            if (transactions.push([txid, Date.now()]) > MAX_SEEN)
+                transactions.shift();
+            emit("transaction", txid);
         },
     };
-    #disconnected({ code, message }) { this.#become("disconnected", code, message); }
-    #refused(error) {
-        if (!this.socket.connected) {
-            if (error.retrying)
-                this.#becomeLate(error.code, error.message);
-            else
-                this.#become("disconnected", error.code, error.message);
-        }
-        this.fail(error);
+    hub.add({ events: {
+            connect() {
+                wasConnected = true;
+                become("connected");
+            },
+            disconnect(reason) {
+                if (reason !== "io server disconnect") {
+                    become(socket.active ? "reconnecting" : "disconnected", reason.replace(/ /g, "_"), reason);
+                }
+            },
+            connect_error(error) {
+                if (socket.active)
+                    becomeLate("unreachable", error.message);
+                else
+                    login().then((found) => found.refuse(error));
+            },
+        } });
+    become(socket.connected ? "connected" : socket.active ? "connecting" : "disconnected");
+    if (token) {
+        login();
+        socket.auth ??= (send) => { login().then((found) => found.connect(send)); };
     }
-    #becomeLate(code, reason) { this.#become(this.#wasConnected ? "reconnecting" : "connecting", code, reason); }
-    #become(status, code, reason = "") { this.#set(state(status, code, reason)); }
-    #set(next) {
-        if (next.status === this.#state.status && next.code === this.#state.code)
-            return;
-        this.#state = next;
-        this.emit("state", next);
+    const connect = () => { if (isOwn && options.socket?.autoConnect !== false)
+        self.connect(); };
+    if (integers && integers !== "number") {
+        part("exact").then(({ readExactly }) => {
+            readExactly(socket, integers);
+            connect();
+        }, () => { });
     }
-    /** Connects when numbers can be read exactly. */
-    async #readExactly() {
-        const { readExactly } = await this.part("exact");
-        readExactly(this.socket, this.options.integers);
-        if (this.#isOwn && this.options.socket?.autoConnect !== false)
-            this.connect();
-    }
+    else
+        connect();
+    return self;
 }
-function state(status, code, reason = "") { return { status, code, reason }; }
-const connected = state("connected", "connected");
 
 /**
  * The interface of earlier versions: `Subscriptions` on a socket that the application has made. It stays for a release;
@@ -2763,9 +2681,13 @@ class Subscriptions {
     /** @param socket returned by io(...). With the option `token` it must not be connected yet */
     constructor(socket, options = {}) {
         const { token, onTokenError, onHealth, onDirect, onEnded, ...delays } = options;
-        this.#hub = new Hub(socket, delays, { onHealth, onDirect, onEnded });
-        if (token)
-            this.#hub.add(new Login(socket, this.#hub.options, { token, onTokenError }));
+        this.#hub = makeHub(socket, delays, (name, value) => (call(name === "health" ? onHealth : name === "direct" ? onDirect : onEnded, value)));
+        this.#hub.many = this.#hub.add(new Many(this.#hub));
+        if (token) {
+            const login = this.#hub.add(new Login(socket, this.#hub.options, { token, onTokenError }));
+            socket.auth ??= (send) => login.connect(send);
+            this.#hub.add({ events: { connect_error: (error) => login.refuse(error) } });
+        }
         this.#publisher = this.#hub.add(new Publisher(this.#hub));
         this.#ephemeral = this.#hub.add(new EphemeralSender(this.#hub));
         this.#tables = this.#hub.add(new Tables(this.#hub));
@@ -2774,11 +2696,21 @@ class Subscriptions {
         if (channel.table)
             return this.#tables.subscribe(channel, handler);
         const shared = this.#hub.shared(placeOf(channel));
-        const { since, load, onRows, onLive, onEphemeral, filter, history, onGap, onError, onSubscribed } = options;
-        const on = { since, load, onRows, onLive, onEphemeral, filter, history, onGap, onError, onSubscribed };
-        const member = new Member(shared.place, handler, on);
+        const { since, load } = options;
+        const member = makeMember(shared.place, { ...options, since: since && startOf(since), history: load ? 0 : options.history }, (name, value) => {
+            if (name === "message")
+                call(handler, value);
+            else
+                call(options[CALLBACKS[name]], value);
+            if (name === "error" && !value.retrying && member.established && !options.onError)
+                call(() => { throw value; });
+        });
+        if (load)
+            member.loader = new Loader(member, shared, load, options.onRows);
+        if (!shared.allows(member))
+            throw new TypeError(`another handler of ${shared.name} has another filter: the server keeps one for each client`);
         shared.add(member);
-        return new Subscription(member, shared);
+        return new Subscription(member, shared, Boolean(options.onError));
     }
     /** Watches who is present on a channel, until `close()`, and joins with `join()`. */
     presence(channel, handlers = {}) {
@@ -2816,13 +2748,21 @@ class Subscriptions {
     /** Ends all subscriptions and detaches from the socket, which stays connected and keeps its `auth`. */
     close() { this.#hub.close(); }
 }
+const CALLBACKS = {
+    ephemeral: "onEphemeral", gap: "onGap", error: "onError", subscribed: "onSubscribed", current: "onLive",
+};
 /** One handler's subscription, as returned by `subscribe()`. */
 class Subscription {
     #member;
     #shared;
-    constructor(member, shared) {
+    #ready;
+    constructor(member, shared, reportsErrors) {
         this.#member = member;
         this.#shared = shared;
+        this.#ready = member.ready.promise.then(() => { });
+        // An unhandled rejection only if nobody else reports it, and the application has not ended it itself.
+        member.ready.promise.catch(({ code }) => { if (reportsErrors || code === "unsubscribed")
+            this.#ready.catch(() => { }); });
     }
     /** The channel, or the pattern. */
     get channel() { return this.#shared.name; }
@@ -2830,14 +2770,14 @@ class Subscription {
      * Resolves when the server has confirmed the subscription for the first time: from then on, missed messages are
      * reported as a gap. Rejects with the SubscriptionError if the subscription ended before that.
      */
-    get ready() { return this.#member.ready.promise; }
+    get ready() { return this.#ready; }
     /**
      * Messages per second, of each key, that arrive at most: others are skipped. Null without such a rule, and before the
      * server has confirmed the subscription.
      */
     get maxRate() { return this.#shared.maxRate; }
     /** True when the server has confirmed the subscription on the current connection. */
-    get active() { return this.#member.live; }
+    get active() { return !!this.#member.live; }
     /**
      * Resolves when all messages up to now were delivered for the first time, and with `load` the rows before them: a
      * page can then hide its spinner. Rejects like `ready`. `onLive` is also called after each reconnect.
@@ -2848,7 +2788,7 @@ class Subscription {
      * store it, and pass it as `since` next time. Null if the server has no log or has not answered yet, and after
      * starting from a snapshot until the subscription is live.
      */
-    get position() { return this.#member.done; }
+    get position() { return doneUpTo(this.#member); }
     /**
      * Ends the subscription: the handler is not called any more. Idempotent.
      * @returns if this was the channel's last handler, resolves when the server has confirmed it
@@ -2858,6 +2798,19 @@ class Subscription {
         if (!this.#shared.members.size)
             await this.#shared.settle();
     }
+}
+/** Checks a `since`. Returns a position, or a string for the server: a time, or the token of a snapshot. */
+function startOf(since) {
+    if (since instanceof Date)
+        return since.toISOString();
+    if (typeof since !== "string") {
+        const position = positionOf(since);
+        if (!position)
+            throw new TypeError("since must be like {epoch: \"…\", position: 0}, a string or a Date");
+        return position;
+    }
+    const [, epoch, position] = /^([0-9a-f-]{36}):(\d+)$/.exec(since) ?? [];
+    return epoch ? { epoch, position: Number(position) } : since;
 }
 function placeOf(channel) {
     return typeof channel === "object" ? { pattern: channel.pattern } : { channel };

@@ -1,9 +1,15 @@
 /** Publishes messages, and repeats those that the server may not have received. */
 
-import { PublishError } from "./errors.js";
+import { EphemeralSender } from "./ephemeral.js";
 import type { Hub, Part } from "./hub.js";
+import { PublishError } from "./publish-error.js";
 import type { Published, PublishOptions } from "./types.js";
 import { backoff, NO_ANSWER, request, TRANSIENT, type Failure, type Wire } from "./util.js";
+
+/** Returns what publishes on a connection. */
+export function openPublishing(hub: Hub): { publisher: Publisher; sender: EphemeralSender } {
+  return { publisher: hub.add(new Publisher(hub)), sender: hub.add(new EphemeralSender(hub)) };
+}
 
 // ms for which a message is repeated after it was sent first. The server knows its id for five minutes.
 const MAX_REPEATING = 240_000;
@@ -43,7 +49,7 @@ export class Publisher implements Part {
   }
 
   publish(channel: string, payload: unknown, options: PublishOptions = {}): Promise<Published> {
-    const { durable, id, wait, echo, traceparent, timeout = this.#hub.options.publishTimeout } = options;
+    const { durable, id, wait, echo, traceparent, timeout = this.#hub.options.publishTimeout ?? 60_000 } = options;
     return new Promise((resolve, reject) => {
       // JSON leaves out what is undefined. Messages that may be lost need no id, which costs the database a row.
       const ownId = durable === false ? undefined : randomId();

@@ -1,0 +1,67 @@
+/** The messages of a channel for a loop: `for await (const message of channel)`. */
+
+import type { ChannelHandle } from "./channel.js";
+import type { ChannelState, Message } from "./types.js";
+import { untilAbort } from "./pause.js";
+
+/** Listens to a channel from now on, and keeps up to `size` messages that the loop has not taken yet. */
+export class Loop implements AsyncIterableIterator<Message<any>> {
+  #channel;
+  #size;
+  #buffer: Message<any>[] = [];
+  #dropped = 0;
+  #isEnded = false;
+  #error: ChannelState | null = null;
+  #wake: (() => void)[] = [];
+  #forget = () => {};
+
+  constructor(channel: ChannelHandle, size: number, signal?: AbortSignal) {
+    this.#channel = channel;
+    this.#size = size;
+    channel.on("message", this.#add).on("state", this.#change);
+    this.#change(channel.state);
+    this.#forget = untilAbort(signal, () => this.#end());
+  }
+
+  [Symbol.asyncIterator](): this { return this; }
+
+  async next(): Promise<IteratorResult<Message<any>>> {
+    while (!this.#buffer.length && !this.#isEnded) await new Promise<void>((resolve) => this.#wake.push(resolve));
+    const dropped = this.#dropped;
+    this.#dropped = 0;
+    if (dropped) this.#channel.emit("gap", { ...this.#channel.place, tier: "buffer", reason: "buffer_full", dropped });
+    if (this.#buffer.length) return { value: this.#buffer.shift()!, done: false };
+    const error = this.#error;
+    this.#error = null;
+    if (error) throw this.#channel.final;
+    return { value: undefined, done: true };
+  }
+
+  async return(): Promise<IteratorResult<Message<any>>> {
+    this.#buffer = [];
+    this.#end();
+    return { value: undefined, done: true };
+  }
+
+  #add = (message: Message<any>) => {
+    if (this.#buffer.push(message) > this.#size) {
+      this.#buffer.shift();
+      this.#dropped++;
+    }
+    this.#wake.shift()?.();
+  };
+
+  /** The channel has ended: the loop gets the messages that it has not taken yet, then the error. */
+  #change = (state: ChannelState) => {
+    if (state.status === "ended" && state.code !== "aborted" && state.code !== "closed") this.#error = state;
+    if (state.status === "ended" || state.status === "idle") this.#end();
+  };
+
+  #end() {
+    if (this.#isEnded) return;
+    this.#isEnded = true;
+    this.#channel.off("message", this.#add).off("state", this.#change);
+    this.#forget();
+    for (const wake of this.#wake.splice(0)) wake();
+  }
+}
