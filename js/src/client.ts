@@ -87,7 +87,7 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
   });
 
   const login = () => add("login", ({ Login }) => hub.add(new Login(socket, hub.options, {
-    token: typeof token === "function" ? token : () => token,
+    token: typeof token === "string" ? () => token : token,
     onTokenError(error) {
       if (!socket.connected) {
         if (error.retrying) becomeLate(error.code, error.message);

@@ -13,7 +13,8 @@ const MAX_REFUSALS = 3;
 const RENEWAL_SPREAD = 10_000;
 
 export interface LoginOptions {
-  token: TokenSource;
+  /** Without it, the client is anonymous: a refusal for lack of a token is final. */
+  token?: TokenSource;
   /** Called with every failure. Without it, one that is not retried is thrown, for the handler of uncaught errors. */
   onTokenError?: (error: TokenError) => void;
 }
@@ -31,6 +32,7 @@ export class Login implements Part {
     this.#socket = socket;
     this.#options = options;
     this.#login = login;
+    if (!login.token) this.#token = null;
     socket.io.on("close", this.#closed);
   }
 
@@ -81,7 +83,7 @@ export class Login implements Part {
 
   async #fetch(): Promise<string | null> {
     try {
-      return (await this.#login.token()) ?? null;
+      return (await this.#login.token?.()) ?? null;
     } catch (cause) {
       throw new TokenError("no_token", `Getting a token failed: ${(cause as Error)?.message ?? cause}`, { cause });
     }

@@ -907,6 +907,8 @@ class Login {
         this.#socket = socket;
         this.#options = options;
         this.#login = login;
+        if (!login.token)
+            this.#token = null;
         socket.io.on("close", this.#closed);
     }
     close() {
@@ -952,7 +954,7 @@ class Login {
     }
     async #fetch() {
         try {
-            return (await this.#login.token()) ?? null;
+            return (await this.#login.token?.()) ?? null;
         }
         catch (cause) {
             throw new TokenError("no_token", `Getting a token failed: ${cause?.message ?? cause}`, { cause });
@@ -2545,7 +2547,7 @@ function createClient(to, options = {}) {
         return make(found);
     });
     const login = () => add("login", ({ Login }) => hub.add(new Login(socket, hub.options, {
-        token: typeof token === "function" ? token : () => token,
+        token: typeof token === "string" ? () => token : token,
         onTokenError(error) {
             if (!socket.connected) {
                 if (error.retrying)

@@ -25,7 +25,7 @@ from tests.support.postgres import Cluster, in_thread
 from tests.support.server import ROOT, ServerProcess, clean_environment
 
 #: The browser's Socket.IO client, as npm installs it.
-ESM_CLIENT = ROOT / "node_modules" / "socket.io-client" / "dist" / "socket.io.esm.min.js"
+BROWSER_CLIENT = ROOT / "node_modules" / "socket.io-client" / "dist" / "socket.io.min.js"
 
 #: A shell in which the commands that start a server save their settings instead, and nothing needs a network.
 SHELL = f"""
@@ -158,11 +158,13 @@ def orders(reader: Reader, messages: Callable[[str], SocketClient]) -> SocketCli
 @pytest.mark.usefixtures("orders")
 def test_page_of_another_origin(reader: Reader, chromium: Browser) -> None:
     script, _ = code("In the browser", "js", "sh")
-    imports = json.dumps({"imports": {"socket.io-client": "/client.js"}})
-    page_text = f'<script type="importmap">{imports}</script><script type="module" src="/main.js"></script>'
+    # The single file has the package's code. It takes the stock client from the global `io`.
+    imports = json.dumps({"imports": {"socketio-pg": "/socketio_pg.js"}})
+    page_text = f"""<script type="importmap">{imports}</script><script src="/client.js"></script>
+        <script type="module" src="/main.js"></script>"""
     (reader.site / "index.html").write_text(page_text)
     (reader.site / "main.js").write_text(reader.text(script))
-    shutil.copyfile(ESM_CLIENT, reader.site / "client.js")
+    shutil.copyfile(BROWSER_CLIENT, reader.site / "client.js")
     shutil.copyfile(STATIC / "socketio_pg.js", reader.site / "socketio_pg.js")
     page = chromium.new_page()
     try:
