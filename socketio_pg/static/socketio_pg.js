@@ -816,6 +816,8 @@ const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 // Marks a number that was put into a text. Texts that begin like that are marked, too.
 const MARK = "\u0000n:";
 const MARKED = "\u0000s:";
+// What follows the name of a property, which JSON.parse does not revive.
+const NAME_END = /\s*:/y;
 /** Whether `JSON.parse` passes a number's own characters. */
 const HAS_SOURCE = (() => {
     let found = false;
@@ -829,9 +831,13 @@ function parse(text, read, hasSource = HAS_SOURCE) {
     if (hasSource) {
         return JSON.parse(text, ((_key, value, { source }) => (typeof value === "number" && isLong(source, value) ? read(source) : value)));
     }
-    const marked = text.replace(TOKENS, (token) => {
-        if (token[0] === "\"")
-            return token.startsWith("\"\\u0000") ? `"\\u0000s:${token.slice(1)}` : token;
+    const marked = text.replace(TOKENS, (token, offset) => {
+        if (token[0] === "\"") {
+            if (!token.startsWith("\"\\u0000"))
+                return token;
+            NAME_END.lastIndex = offset + token.length;
+            return NAME_END.test(text) ? token : `"\\u0000s:${token.slice(1)}`;
+        }
         return isLong(token, Number(token)) ? `"\\u0000n:${token}"` : token;
     });
     return JSON.parse(marked, (_key, value) => {
