@@ -46,7 +46,7 @@ def test_the_single_file_is_the_one_that_is_built(built: Path) -> None:
 def test_the_first_files_are_small_and_the_other_parts_come_later() -> None:
     sizes: dict[str, Any] = json.loads(run("size.mjs"))
     assert sizes["first"] <= MAX_SIZE, sizes
-    later = {name.rpartition("-")[0] for name in sizes["later"]}
+    later = {name.partition("-")[0] for name in sizes["later"]}
     assert {"exact", "login", "many", "presence", "publishing", "reading", "table"} <= later
 
 
