@@ -283,10 +283,13 @@ def test_large_integers(log: ProxiedLog, channel: str, integers: str) -> None:
         client.listen("one", channel)
         publish(log, channel, {"id": large, "all": [-large, 1, 0.5], "text": text, "long": "1" * 20})
         found = client.payload("one")
-    exact = {"number": lambda n: n - 1 if n > 0 else n + 1, "bigint": lambda n: {"bigint": str(n)}, "string": str}[
-        integers
-    ]
-    assert found == {"id": exact(large), "all": [exact(-large), 1, 0.5], "text": text, "long": "1" * 20}
+    wanted: dict[str, tuple[object, object]] = {
+        "number": (large - 1, 1 - large),
+        "bigint": ({"bigint": str(large)}, {"bigint": str(-large)}),
+        "string": (str(large), str(-large)),
+    }
+    positive, negative = wanted[integers]
+    assert found == {"id": positive, "all": [negative, 1, 0.5], "text": text, "long": "1" * 20}
 
 
 def test_rows_are_loaded_before_the_messages_that_are_not_in_them(
