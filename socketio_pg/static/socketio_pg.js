@@ -1810,7 +1810,11 @@ function wrong(cause) {
 }
 /** Returns the schema of a channel: under its own name, or the first key that stands for it. */
 function schemaFor(schemas, name) {
-    return schemas && (schemas[name] ?? schemas[Object.keys(schemas).find((key) => matches(key, name))]);
+    if (!schemas)
+        return undefined;
+    // Not one that all objects inherit: a channel may be called "constructor".
+    const key = Object.hasOwn(schemas, name) ? name : Object.keys(schemas).find((one) => matches(one, name));
+    return key === undefined ? undefined : schemas[key];
 }
 /** Returns whether a name is one of `"orders:*"`, `"orders:${number}"` or `"orders:${string}"`. */
 function matches(key, name) {
