@@ -35,7 +35,7 @@ export class Live extends EventTarget {
       tryAllTransports: true,
       reconnectionDelay: 500,
       reconnectionDelayMax: 5_000,
-      // The cookie is not for the namespace: each connection gets a ticket that is valid once.
+      // The cookie is not for the namespace: each connection gets a ticket, good for half a minute.
       auth: (give) => post("ticket").then(({ ticket }) => give({ ticket }), () => give({})),
     });
     this.#socket.on("connect", () => this.#onConnect());
