@@ -11,6 +11,8 @@ from socketio_pg.core.errors import InvalidRequestError
 
 #: The maximum number of rows of a list, and how many it has by default.
 MAX_LIMIT, DEFAULT_LIMIT = 500, 50
+#: The most rows that can be left out: all processes are asked for the rows before, too.
+MAX_OFFSET = 2_000
 #: The maximum length of a parameter, in characters.
 MAX_TEXT = 1_000
 
@@ -70,5 +72,5 @@ def listing(allowed: Collection[str], default: str) -> ListRequest:
     if name not in allowed:
         raise InvalidRequestError(f"sort must be one of {', '.join(sorted(allowed))}, with - in front for descending")
     limit = number("limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
-    offset = number("offset", 0, 0, 10**9)
+    offset = number("offset", 0, 0, MAX_OFFSET)
     return ListRequest((text("search") or "").strip().lower(), name, sort.startswith("-"), limit, offset)

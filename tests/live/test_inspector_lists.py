@@ -159,6 +159,7 @@ def test_channels_of_all_processes_and_of_the_log(nodes: Nodes, people: dict[str
     names = [one["channel"] for one in nodes.reader.read("channels", params={"sort": "channel"})["channels"]]
     assert names == sorted(names)
     backwards = nodes.reader.read("channels", params={"sort": "-channel", "limit": 2, "offset": 1})["channels"]
+    assert refused(nodes.reader.get("channels", params={"offset": 2001})) == (400, "invalid_request")
     assert [one["channel"] for one in backwards] == names[::-1][1:3]
     assert nodes.reader.read("channels", params={"sort": "-members", "limit": 1})["channels"][0]["channel"] == "chat:7"
     newest = nodes.reader.read("channels", params={"sort": "-last_position", "limit": 1})["channels"]
