@@ -8,7 +8,7 @@ import jwt
 
 from socketio_pg.access.tokens import HMAC_ALGORITHMS
 from socketio_pg.core.config import Settings
-from socketio_pg.core.errors import ConfigurationError
+from socketio_pg.core.errors import ConfigurationError, InvalidRequestError
 
 
 def signing_key(settings: Settings, secret: str | None = None) -> tuple[str, str]:
@@ -41,6 +41,19 @@ def standard_claims(settings: Settings) -> dict[str, Any]:
     if settings.jwt_audience:
         claims["aud"] = settings.jwt_audience[0]
     return claims
+
+
+def check_standard(settings: Settings, claims: Mapping[str, Any]) -> None:
+    """Return for claims whose ``iss`` and ``aud`` are missing, or those of this server.
+
+    Raises :class:`InvalidRequestError`: others are of a service that shares the secret.
+    """
+    if settings.jwt_issuer is not None and claims.get("iss", settings.jwt_issuer) != settings.jwt_issuer:
+        raise InvalidRequestError("claims: iss must be JWT_ISSUER")
+    audience = claims.get("aud", [])
+    named = audience if isinstance(audience, list) else [audience]
+    if settings.jwt_audience and any(one not in settings.jwt_audience for one in named):
+        raise InvalidRequestError("claims: aud must be of JWT_AUDIENCE")
 
 
 def completed(settings: Settings, claims: Mapping[str, Any], seconds: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from flask import request
 
 from socketio_pg.access.authentication import Authenticator
 from socketio_pg.access.explaining import Explainer, Explanation
-from socketio_pg.access.signing import completed, sign, signing_key, standard_claims
+from socketio_pg.access.signing import check_standard, completed, sign, signing_key, standard_claims
 from socketio_pg.access.tokens import Claims
 from socketio_pg.core.config import Settings
 from socketio_pg.core.errors import ConfigurationError, ForbiddenError, InvalidRequestError, UnauthorizedError
@@ -95,6 +95,7 @@ class TryApi:
         most = self._most_seconds
         if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= most:
             raise InvalidRequestError(f"seconds must be a whole number from 1 to {most}")
+        check_standard(self._settings, claims)
         complete = completed(self._settings, claims, seconds)
         _checked(complete)
         return {"token": sign(complete, key, algorithm), "claims": complete, "expires_at": complete["exp"]}
