@@ -43,7 +43,7 @@ class ChannelsApi:
 
     def channels(self) -> dict[str, Any]:
         """``GET channels``."""
-        listing = Listing(**requests.listing(COLUMNS, "-messages_in").to_wire())
+        listing = requests.listing(COLUMNS, "-messages_in")
         in_log, problem = self._guarded(self._channels_of_log)
         positions, all_of_log = in_log or ({}, True)
         members: dict[str, int] = {}

@@ -5,7 +5,7 @@ from typing import Any
 from socketio_pg.control.control import Control
 from socketio_pg.control.local_clients import COLUMNS
 from socketio_pg.core.errors import InvalidRequestError
-from socketio_pg.core.listing import Listing, cut
+from socketio_pg.core.listing import cut
 from socketio_pg.inspector import requests
 from socketio_pg.inspector.routes import Routes
 
@@ -23,7 +23,7 @@ class ClientsApi:
 
     def clients(self) -> dict[str, Any]:
         """``GET clients``."""
-        listing = Listing(**requests.listing(COLUMNS, "-since").to_wire())
+        listing = requests.listing(COLUMNS, "-since")
         found = self._control.clients(
             listing,
             sub=requests.text("sub"),

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
 
 from flask import request
 
 from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.core.listing import Listing
 
 #: The maximum number of rows of a list, and how many it has by default.
 MAX_LIMIT, DEFAULT_LIMIT = 500, 50
@@ -15,21 +14,6 @@ MAX_LIMIT, DEFAULT_LIMIT = 500, 50
 MAX_OFFSET = 2_000
 #: The maximum length of a parameter, in characters.
 MAX_TEXT = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class ListRequest:
-    """The part of a list that was requested. ``search`` is in lower case, empty for all rows."""
-
-    search: str
-    sort: str
-    descending: bool
-    limit: int
-    offset: int
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return it as JSON, for other processes."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def text(name: str, default: str | None = None) -> str | None:
@@ -62,7 +46,7 @@ def seconds(name: str, most: float = 5.0) -> float:
     return float(found)
 
 
-def listing(allowed: Collection[str], default: str) -> ListRequest:
+def listing(allowed: Collection[str], default: str) -> Listing:
     """Return what the query says of a list: ``search``, ``sort`` (descending with ``-``), ``limit``, ``offset``.
 
     Raises :class:`InvalidRequestError`.
@@ -73,4 +57,4 @@ def listing(allowed: Collection[str], default: str) -> ListRequest:
         raise InvalidRequestError(f"sort must be one of {', '.join(sorted(allowed))}, with - in front for descending")
     limit = number("limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
     offset = number("offset", 0, 0, MAX_OFFSET)
-    return ListRequest((text("search") or "").strip().lower(), name, sort.startswith("-"), limit, offset)
+    return Listing((text("search") or "").strip().lower(), name, sort.startswith("-"), limit, offset)
