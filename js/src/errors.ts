@@ -36,6 +36,8 @@ export type OwnCode =
   | "refused"
   /** Another user of the channel has another filter: the server keeps one for each client. */
   | "conflicting_filter"
+  /** The application says that a table has another primary key than it has. */
+  | "wrong_key"
   /** A part of this library could not be loaded; see `cause`. It is tried again. */
   | "part_unavailable";
 

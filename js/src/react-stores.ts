@@ -7,6 +7,7 @@
  * another one with the same channel. Changes are gathered for each frame of the screen.
  */
 
+import { SubscriptionError } from "./errors.js";
 import type { ClientError } from "./errors.js";
 import type {
   Channel, ChannelOptions, ChannelState, Client, ClientState, Health, Message, Presence, PresenceMember, Table,
@@ -246,13 +247,18 @@ export interface TableView<Row> {
 export const NO_TABLE: TableView<any> = { rows: [], complete: true, key: [], state: IDLE, error: null };
 
 export class TableStore<Row> extends Store<TableView<Row>> {
+  readonly #name: string;
   readonly #make: () => Table<Row>;
+  /** The columns of the primary key, as the components expect them. */
+  readonly #columns: readonly string[] | undefined;
   #table: Table<Row> | null = null;
   #error: ClientError | null = null;
 
-  constructor(client: Client<any>, name: string, options: TableOptions<Row>) {
+  constructor(client: Client<any>, name: string, options: TableOptions<Row>, columns?: readonly string[]) {
     super(client, `table ${name}`, NO_TABLE);
+    this.#name = name;
     this.#make = () => client.table<Row>(name, options);
+    this.#columns = columns;
   }
 
   /** The table, while a component is mounted. */
@@ -273,7 +279,7 @@ export class TableStore<Row> extends Store<TableView<Row>> {
   #onRows = (): void => this.change();
 
   #onState = (state: ChannelState): void => {
-    if (state.status === "live") this.#error = null;
+    if (state.status === "live") this.#error = this.#wrongKey();
     this.change();
   };
 
@@ -281,6 +287,13 @@ export class TableStore<Row> extends Store<TableView<Row>> {
     this.#error = error;
     this.change();
   };
+
+  #wrongKey(): ClientError | null {
+    const [expected, key] = [this.#columns, this.#table?.key];
+    if (!expected || !key || (expected.length === key.length && key.every((column) => expected.includes(column)))) return null;
+    const message = `the primary key of ${this.#name} is ${key.join(", ")}, not ${expected.join(", ")}`;
+    return new SubscriptionError("wrong_key", message, this.#name);
+  }
 
   protected override next(): TableView<Row> {
     const { snapshot } = this;

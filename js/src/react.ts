@@ -128,6 +128,11 @@ export function useChannel<Payload = never, Name extends string = string>(
 // --- Tables -------------------------------------------------------------------------------------------------------------
 
 export interface UseTableOptions<Row = Record<string, any>> extends Omit<TableOptions<Row>, "signal"> {
+  /**
+   * The columns of the primary key, if components rely on them: with another primary key `error` is `wrong_key`. The
+   * server knows the key, so that rows are kept by it without this option.
+   */
+  key?: (keyof Row & string) | readonly (keyof Row & string)[];
   /** Called with each change at once, for example to highlight a row. */
   onChange?: (change: TableChange<Row>) => void;
   /** Called with each failure, including those that are retried. */
@@ -147,12 +152,13 @@ export function useTable<Row = never, Name extends string = string>(
   type Found = Given<Row, RowOf<Name>>;
   const client = useClient();
   const { where, order, limit, schema, skip } = options;
-  const key = name && !skip ? keyOf(["table", name, where, order, limit]) : null;
+  const columns = typeof options.key === "string" ? [options.key] : options.key;
+  const key = name && !skip ? keyOf(["table", name, where, order, limit, columns]) : null;
   const store = useMemo(() => {
     if (key === null) return null;
     const whole = name!.includes(".") ? name! : `public.${name!}`;
     const asked = { where, order, limit, schema } as TableOptions<Found>;
-    return shared(client, key, () => new TableStore<Found>(client, whole, asked));
+    return shared(client, key, () => new TableStore<Found>(client, whole, asked, columns));
   }, [client, key]);
   const view = useStore<TableView<Found>>(store, NO_TABLE);
   const handlers = useLatest(options);

@@ -235,6 +235,10 @@ def test_table_stays_sorted(open_tab: Open, log: ProxiedLog) -> None:
     wait(1, 9)
     log.sql("TRUNCATE orders")
     wait()
+    tab.show(table={"name": "orders", "options": {"key": "id"}})
+    tab.wait("table", status="live", error=None)
+    tab.show(table={"name": "orders", "options": {"key": ["id", "total"]}})
+    tab.wait("table", status="live", error="wrong_key")
     tab.show(table={"name": "missing"})
     tab.wait("table", rows=[], error="invalid_request", status="ended")
 

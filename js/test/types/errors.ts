@@ -6,7 +6,7 @@ export function advice(error: ClientError): string {
   switch (error.code) {
     case "unauthorized": case "no_token": case "identity_changed": return "sign in again";
     case "forbidden": return `no permission for ${error.channel}`;
-    case "invalid_request": case "invalid_channel": case "conflicting_filter": case "not_supported": return "fix the program";
+    case "invalid_request": case "invalid_channel": case "conflicting_filter": case "wrong_key": case "not_supported": return "fix the program";
     case "too_many_subscriptions": case "too_many_rows": case "filter_too_expensive": return "ask for less";
     case "payload_too_large": return "send less";
     case "rate_limited": case "database_unavailable": case "authentication_unavailable": case "internal": case "no_answer":
