@@ -159,6 +159,8 @@ def _welcome(server: SocketServer) -> str:
         lines.append(f"  playground  {url}/socket-test")
         if server.settings.debug:
             lines.append(f"  demos       {url}/demo/")
+    if server.settings.debug:
+        lines.append(f"  inspector   {url}/inspector/")
     command = _command()
     lines.append(f"  subscribe   {command} listen foo --url {url}")
     lines.append(f"  publish     {command} publish foo 42 --url {url}")

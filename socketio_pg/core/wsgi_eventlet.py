@@ -234,6 +234,12 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             self.close_connection = True
         return True
 
+    def get_environ(self) -> dict[str, Any]:
+        """Return the environ, with the version that the client speaks: eventlet says HTTP/1.0 of each request."""
+        environ: dict[str, Any] = super().get_environ()
+        environ["SERVER_PROTOCOL"] = self.request_version
+        return environ
+
     def log_message(self, *_: Any) -> None:
         """Write nothing: clients could fill the log with invalid requests."""
 

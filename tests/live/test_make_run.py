@@ -135,6 +135,8 @@ def test_printed_commands_work_and_ctrl_c_leaves_nothing_behind(data_dir: Path) 
         url = made.line("listens on ").rpartition(" ")[2]
         assert made.line("playground").split()[1] == f"{url}/socket-test"
         assert made.line("demos").split()[1] == f"{url}/demo/"
+        inspector = made.line("inspector").split()[1]
+        assert inspector == f"{url}/inspector/"
         subscribe = made.line("subscribe").partition("subscribe")[2]
         publish, psql = (made.line(name).partition(name)[2] for name in ("publish", "psql"))
         in_sql = made.line("in SQL").partition("in SQL")[2]
@@ -152,6 +154,8 @@ def test_printed_commands_work_and_ctrl_c_leaves_nothing_behind(data_dir: Path) 
             out, _ = subscriber.communicate(timeout=PATIENCE)
             [(place, payload), (notified,)] = [line.split()[2:] for line in out.splitlines()]
             assert (place[0], payload, notified) == ("#", "42", '{"hello":"world"}')
+        session = requests.get(f"{inspector}api/session", timeout=PATIENCE).json()
+        assert (session["signed_in"], session["may_act"], session["by"]) == (True, True, "development")
         # The first page and the demos have something to show.
         api = requests.get(f"{url}/api/channels/foo/messages", {"history": 10}, timeout=PATIENCE).json()
         assert [message["payload"] for message in api["messages"]] == [{"hello": "world"}, 42]

@@ -16,7 +16,7 @@ from tests.support.clients import SocketClient, code
 from tests.support.patience import PATIENCE, until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
-from tests.support.server import ServerProcess
+from tests.support.server import PATIENT, ServerProcess
 from tests.support.swarm import Swarm
 from tests.support.tokens import SECRET, mint
 
@@ -397,7 +397,7 @@ def test_messages_waiting_for_a_permission_check_are_limited(database: PolicyDat
         """CREATE POLICY slow ON socketio_pg.messages FOR INSERT TO authenticated
            WITH CHECK (CASE WHEN channel = 'slow' THEN pg_sleep(10) IS NOT NULL ELSE false END)"""
     )
-    settings = POLICIES | {"MAX_EVENT_BYTES_PER_SECOND": "0"}
+    settings = POLICIES | PATIENT | {"MAX_EVENT_BYTES_PER_SECOND": "0"}  # nobody polls while the messages are sent
     try:
         with contextlib.closing(ServerProcess(database.server_url, **settings)) as server:
             before = server.resident_bytes()
