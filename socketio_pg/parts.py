@@ -42,8 +42,7 @@ from socketio_pg.gateway.restoring import Restoring
 from socketio_pg.inspector.access import InspectorAccess
 from socketio_pg.inspector.everywhere import Everywhere
 from socketio_pg.inspector.figures import Sources
-from socketio_pg.inspector.inspector import Inspector
-from socketio_pg.inspector.lists import Lists
+from socketio_pg.inspector.inspector import Inspector, Lists
 from socketio_pg.inspector.namespace import NAMESPACE
 from socketio_pg.inspector.passes import Passes
 from socketio_pg.inspector.routes import create_off_blueprint

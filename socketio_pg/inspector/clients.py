@@ -19,7 +19,7 @@ class ClientsApi:
     def add_to(self, routes: Routes) -> None:
         """Add the requests."""
         routes.get("clients", self.clients)
-        routes.post("clients/disconnect", self.disconnect, acts=True)
+        routes.post("clients/disconnect", self.disconnect, needs="act")
 
     def clients(self) -> dict[str, Any]:
         """``GET clients``."""

@@ -83,16 +83,16 @@ class Routes:
 
         self._add("GET", path, answer)
 
-    def post(self, path: str, handler: Poster, *, needs: Right = "read", acts: bool = False) -> None:
-        """Answer ``POST /inspector/api/PATH`` with what ``handler(body)`` returns. ``acts``: needs="act"."""
+    def post(self, path: str, handler: Poster, *, needs: Right = "read") -> None:
+        """Answer ``POST /inspector/api/PATH`` with what ``handler(body)`` returns. Logs the requests that act."""
 
         def answer() -> Response:
             self._access.require_same_origin(request.environ)
-            self._admit("act" if acts else needs)
+            self._admit(needs)
             require_json()
             body = read_object(MAX_ANONYMOUS_BYTES if needs == "nothing" else self._max_bytes)
-            if acts or needs == "act":
-                logger.info("inspector: %s, signed in with %s", path, reader())
+            if needs == "act":
+                logger.info("inspector: %s%s, signed in with %s", path, _objects(body), reader())
             found = handler(body)
             return found if isinstance(found, Response) else _json(found)
 
@@ -199,6 +199,12 @@ def create_off_blueprint() -> Blueprint:
         return None
 
     return blueprint
+
+
+def _objects(body: dict[str, Any]) -> str:
+    """Return what a request acts on, for the log: names only, neither payloads nor claims."""
+    named = [(name, body[name]) for name in ("channel", "table", "enabled", "sid", "sub") if name in body]
+    return "".join(f" {name}={value!r:.200}" for name, value in named if isinstance(value, str | bool))
 
 
 def _json(value: dict[str, Any]) -> Response:

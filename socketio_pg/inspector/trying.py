@@ -16,8 +16,8 @@ from socketio_pg.core.publications import requested_publication, requested_wait
 from socketio_pg.inspector.routes import Routes
 from socketio_pg.pubsub.pubsub import PubSub
 
-#: The longest life of a token, in seconds: on a development server, and in production.
-MAX_SECONDS, MAX_SECONDS_IN_PRODUCTION = 2_592_000, 3_600
+#: The longest life of a token, in seconds.
+MAX_SECONDS = 2_592_000
 
 
 class TryApi:
@@ -31,10 +31,10 @@ class TryApi:
 
     def add_to(self, routes: Routes) -> None:
         """Add the requests."""
-        routes.post("publish", self.publish, acts=True)
+        routes.post("publish", self.publish, needs="act")
         routes.post("permission", self.permission)
         routes.get("token", self.about_tokens)
-        routes.post("token", self.token, acts=True)
+        routes.post("token", self.token, needs="act")
 
     def publish(self, body: dict[str, Any]) -> dict[str, Any]:
         """``POST publish``: as the server itself, whose messages need no permission and have no sender."""
@@ -76,7 +76,7 @@ class TryApi:
             "reason": reason,
             "algorithm": algorithm,
             "seconds": 3_600,
-            "most_seconds": self._most_seconds,
+            "most_seconds": MAX_SECONDS,
             "claims": standard_claims(self._settings),
             "authorization": self._settings.authorization,
             "role_claim": self._settings.jwt_role_claim,
@@ -92,19 +92,17 @@ class TryApi:
         for name in ("exp", "iat", "nbf"):
             if name in claims:
                 raise InvalidRequestError(f"claims must not have {name}: seconds says how long the token is good")
-        most = self._most_seconds
-        if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= most:
-            raise InvalidRequestError(f"seconds must be a whole number from 1 to {most}")
+        if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= MAX_SECONDS:
+            raise InvalidRequestError(f"seconds must be a whole number from 1 to {MAX_SECONDS}")
         check_standard(self._settings, claims)
         complete = completed(self._settings, claims, seconds)
         _checked(complete)
         return {"token": sign(complete, key, algorithm), "claims": complete, "expires_at": complete["exp"]}
 
-    @property
-    def _most_seconds(self) -> int:
-        return MAX_SECONDS if self._settings.debug else MAX_SECONDS_IN_PRODUCTION
-
     def _signing_key(self) -> tuple[str, str]:
+        # In production a token would let an operator be any client, also after the inspector's own token has changed.
+        if not self._settings.debug:
+            raise ForbiddenError("tokens are made in development only (DEBUG=1): your login service signs them")
         if self._authenticator.mode == "off":
             raise ForbiddenError("this server does not use tokens (AUTH=off)")
         if self._authenticator.has_hook:

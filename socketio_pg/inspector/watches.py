@@ -6,7 +6,7 @@ from typing import Any
 
 from socketio_pg.control.control import Control
 from socketio_pg.core.channels import match_pattern
-from socketio_pg.core.errors import InvalidRequestError
+from socketio_pg.core.errors import ForbiddenError, InvalidRequestError
 from socketio_pg.core.listing import matches
 from socketio_pg.inspector import requests
 from socketio_pg.inspector.routes import Routes
@@ -15,17 +15,21 @@ from socketio_pg.postgres.looking import Looking
 
 
 class WatchesApi:
-    """The requests about watches. ``live_tables`` is the setting LIVE_TABLES."""
+    """The requests about watches. ``live_tables`` is the setting LIVE_TABLES.
 
-    def __init__(self, looking: Looking, control: Control, live_tables: Collection[str]) -> None:
+    ``debug``: whether a watch may have a condition, which is SQL with the rights of the schema's owner.
+    """
+
+    def __init__(self, looking: Looking, control: Control, live_tables: Collection[str], debug: bool) -> None:
         self._looking = looking
         self._control = control
         self._live_tables = live_tables
+        self._debug = debug
 
     def add_to(self, routes: Routes) -> None:
         """Add the requests."""
         routes.get("watches", self.watches)
-        routes.post("watches/set", self.set, acts=True)
+        routes.post("watches/set", self.set, needs="act")
 
     def watches(self) -> dict[str, Any]:
         """``GET watches``."""
@@ -54,6 +58,11 @@ class WatchesApi:
         if not isinstance(enabled, bool):
             raise InvalidRequestError("enabled must be true or false")
         options = _options(body)
+        if "when" in options and not self._debug:
+            raise ForbiddenError(
+                "a condition (when) is SQL, which the inspector takes only in development (DEBUG=1): "
+                "call socketio_pg.watch() in psql"
+            )
         seconds = self._looking.seconds + 4.0  # a table may be in use
         if enabled:
             return self._looking.run(lambda connection: self._switch_on(connection, table, options), seconds)

@@ -8,6 +8,7 @@ import pytest
 import requests
 import socketio
 
+from tests.support.clients import SocketClient
 from tests.support.inspector import ADMIN_TOKEN, COOKIE, TOKEN, TOKENS, Inspector, InspectorClient, refused
 from tests.support.log import Log
 from tests.support.patience import PATIENCE, until
@@ -40,11 +41,16 @@ def server(log: Log) -> ServerProcess:
 
 
 @pytest.fixture(scope="module")
-def development(newest_pg: Cluster) -> Iterator[ServerProcess]:
-    """A development server of another cluster, with the same tokens."""
-    made = Log(newest_pg, "inspector_debug", AUTO_INIT="1", DEBUG="1", **TOKENS)
-    yield made.server
+def development_log(newest_pg: Cluster) -> Iterator[Log]:
+    made = Log(newest_pg, "inspector_debug", AUTO_INIT="1", DEBUG="1", JWT_SECRET=SECRET, AUTH="optional", **TOKENS)
+    yield made
     made.server.close()
+
+
+@pytest.fixture(scope="module")
+def development(development_log: Log) -> ServerProcess:
+    """A development server of another cluster, with the same tokens."""
+    return development_log.server
 
 
 def test_nobody_is_anonymous(server: ServerProcess) -> None:
@@ -106,13 +112,29 @@ def test_roles_of_tokens(server: ServerProcess) -> None:
 
 def test_sign_in_ends_with_the_token(server: ServerProcess) -> None:
     page = Inspector(server)
-    found = page.do("login", {"token": mint(role="operator", exp=time.time() + 2)})
-    assert found["until"] <= time.time() + 2
+    found = page.do("login", {"token": mint(role="operator", exp=time.time() + 8)})
+    assert found["until"] <= time.time() + 8
     kept = page.session.cookies[COOKIE]
     until(lambda: not page.read("session")["signed_in"], "the sign-in ends")
     # Also for a client that ignores the cookie's lifetime.
     answer = requests.get(f"{page.url}/api/session", headers={"Cookie": f"{COOKIE}={kept}"}, timeout=PATIENCE)
     assert not answer.json()["signed_in"]
+
+
+def test_tokens_and_conditions_are_for_development(development_log: Log) -> None:
+    page = Inspector(development_log.server)
+    made = page.do("token", {"claims": {"sub": "tim"}, "seconds": 60})
+    assert made["expires_at"] == pytest.approx(time.time() + 60, abs=30)
+    with SocketClient(development_log.server.url, auth={"token": made["token"]}) as tim:
+        assert tim.call("subscribe", {"channel": "user:tim"})["ok"]
+    wrong: list[dict[str, Any]]
+    wrong = [{"claims": {}, "seconds": 2_592_001}, {"claims": []}, {"claims": {"exp": 9}}, {"claims": {"sub": 1}}]
+    for body in wrong:
+        assert refused(page.post("token", body)) == (400, "invalid_request")
+    until(lambda: development_log.sql("SELECT to_regclass('socketio_pg.watches')") != [(None,)], "the log is there")
+    development_log.sql("CREATE TABLE things (id int PRIMARY KEY)")
+    on = page.do("watches/set", {"table": "public.things", "enabled": True, "when": "new.id > 5"})
+    assert "id > 5" in on["watch"]["when"]
 
 
 def test_cookie_is_good_in_its_cluster_only(server: ServerProcess, development: ServerProcess) -> None:

@@ -14,7 +14,7 @@ export function showTry(root, inspector) {
   const channel = inspector.parameters.get("channel") ?? "foo";
   const mayAct = inspector.session.may_act;
   const permission = permissionForm(channel);
-  root.append(h("div", { class: "head" }, h("h2", { text: "Try" }), mayAct ? null : h("p", { class: "hint", text: "You may read only: the admin token may publish and make tokens." })),
+  root.append(h("div", { class: "head" }, h("h2", { text: "Try" }), mayAct ? null : h("p", { class: "hint", text: "You may read only: the admin token may publish, and in development make tokens." })),
     h("div", { class: "tries" }, publishForm(channel, mayAct), permission.element, tokenForm(mayAct, permission.use)));
   return { stop() {} };
 }
