@@ -8,7 +8,7 @@ import { lazy } from "./lazy.js";
 import { doneUpTo, makeMember, type Member, type Place } from "./member.js";
 import type { Shared } from "./shared.js";
 import type { Channel, ChannelEvents, ChannelOptions, ChannelState, ClientError, Message, Presence } from "./types.js";
-import { onAbort, stateOf } from "./util.js";
+import { onAbort, quiet, stateOf } from "./util.js";
 
 /** A channel, as this library knows it. */
 export interface ChannelHandle extends Omit<Channel<any, any>, "on" | "off">, Emitter<ChannelEvents<any, any>> {
@@ -22,13 +22,13 @@ export interface ChannelHandle extends Omit<Channel<any, any>, "on" | "off">, Em
 /** Events that need the subscription. */
 const LASTING = ["message", "gap", "rows", "ephemeral"] as const;
 
-export function makeChannel(core: Core, place: Place, name: string, options: ChannelOptions<any, any>): ChannelHandle {
+export function makeChannel(core: Core, place: Place, name: string, options: ChannelOptions<any, any> = {}): ChannelHandle {
   const { load, schema } = options;
   let state: ChannelState = stateOf("idle");
   let shared: Shared | undefined;
   let member: Member | undefined;
   let isWanted = false; // by subscribe()
-  let isStopped = false; // by unsubscribe(): listeners that are still there do not count
+  let isStopped = false; // as by unsubscribe(): listeners that are still there do not count
   let final: ClientError | undefined;
   let retried: ClientError | undefined;
   let presence: Presence | undefined;
@@ -40,7 +40,7 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
   const emitter = makeEmitter<ChannelEvents<any, any>>((event) => {
     const isHeard = emitter.hears(event);
     if (event === "presence") {
-      if (isHeard) self.presence.watch().catch(() => {}); // its event `error` reports it
+      if (isHeard) self.presence.watch();
     } else if ((LASTING as readonly string[]).includes(event)) {
       if (isHeard) isStopped = false;
       // Starts at once, and ends in a microtask, if nobody has begun to listen again by then.
@@ -61,14 +61,11 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
         checker = found.checkerFor(self, schema, schemas);
         preparing = undefined;
         if (isUsed()) start();
+        change();
       }, finish);
-      change();
-      return;
+      return change();
     }
-    if (core.closed) {
-      finish(core.closed);
-      return;
-    }
+    if (core.closed) return finish(core.closed);
     const made: Member = member = makeMember(place, options, (event, value: any) => {
       if (event === "error") fail(value);
       else if (event === "state") change();
@@ -86,6 +83,7 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
 
   const stop = () => {
     const former = member;
+    isStopped = true;
     member = undefined;
     if (former) shared!.remove(former);
     change();
@@ -101,6 +99,7 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
     if (error.retrying) retried = error;
     else final = error;
     if (!emit("error", error)) core.fail(error, isWanted);
+    change();
   };
 
   /** Reports the state if it is another one. */
@@ -121,6 +120,22 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
     emit("state", state);
   };
 
+  const begin = (until: "ready" | "caughtUp") => {
+    isWanted = true;
+    isStopped = false;
+    if (!options.signal?.aborted) final = undefined;
+    start();
+    const done = (async () => {
+      await preparing;
+      if (!member) throw final ?? new SubscriptionError("unsubscribed", "unsubscribe() was called.", name);
+      await member[until].promise;
+    })();
+    const told = done.then();
+    // An unhandled rejection only if nobody else reports it, and the application has not ended it itself.
+    done.catch(() => { if (!final || isStopped || emitter.hears("error") || core.hears("error")) quiet(told); });
+    return told;
+  };
+
   const self: ChannelHandle = {
     ...(emitter as unknown as ChannelHandle),
     name,
@@ -131,25 +146,13 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
     get maxRate() { return shared?.maxRate ?? null; },
     get presence() {
       return presence ??= lazy((handle) => core.part("presence").then(({ openPresence }) => (
-        openPresence(core, name, handle, (found) => emit("presence", found))
+        openPresence(core, self, handle)
       )), { members: new Map(), count: 0, complete: false, key: null }, ["watch", "join", "update", "leave", "close"]) as Presence;
     },
-    async subscribe(): Promise<void> {
-      isWanted = true;
-      isStopped = false;
-      final = undefined;
-      start();
-      await preparing;
-      if (final) throw final;
-      await member?.ready.promise;
-    },
-    async live() {
-      await self.subscribe();
-      await member?.caughtUp.promise;
-    },
+    subscribe: () => begin("ready"),
+    live: () => begin("caughtUp"),
     async unsubscribe() {
       isWanted = false;
-      isStopped = true;
       stop();
       if (!shared?.members.size) await shared?.settle();
     },
@@ -157,12 +160,14 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
       emit("message", message);
       core.saw(original.payload);
     },
-    async *messages({ signal, buffer = options.buffer ?? 1_000 } = {}) {
-      const { Loop } = await core.part("reading");
-      yield* new Loop(self, buffer, signal);
+    messages(how) {
+      // No generator: return() must end a next() that waits.
+      const loop = lazy(async () => new (await core.part("reading")).Loop(self, options, how), {}, ["next", "return"]);
+      loop[Symbol.asyncIterator] = () => loop;
+      return loop;
     },
     [Symbol.asyncIterator]: () => self.messages(),
-    history: (how = {}) => core.part("reading").then(({ readHistory }) => readHistory(core, self, options, how)),
+    history: (how) => core.part("reading").then(({ readHistory }) => readHistory(core, self, options, how)),
     publish: (payload, how) => core.publish(name, payload, how),
     send: (payload, how) => core.send(name, payload, how),
   };

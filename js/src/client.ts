@@ -7,12 +7,13 @@ import { SubscriptionError } from "./errors.js";
 import { makeHub, type Hub } from "./hub.js";
 import { io } from "./io.js";
 import { lazy } from "./lazy.js";
+import type { Login } from "./login.js";
 import { PARTS } from "./parts.js";
 import type { Client, ClientError, ClientEvents, ClientOptions, ClientState } from "./types.js";
 import { backoff, call, stateOf } from "./util.js";
 
 // Transactions that are remembered for seen().
-const MAX_SEEN = 1_000;
+const MAX_SEEN = 10_000;
 
 type Parts = typeof PARTS;
 type PartOf<Key extends keyof Parts> = Awaited<ReturnType<Parts[Key]>>;
@@ -29,7 +30,7 @@ export interface Core extends Omit<Client<any>, "on" | "off">, Emitter<CoreEvent
   /** Why it has ended. */
   readonly closed: ClientError | undefined;
   /** The transactions whose changes have come, and when, in ms. */
-  readonly transactions: [string, number][];
+  readonly transactions: Map<string, number>;
   send(channel: string, payload: unknown, options?: { key?: string; echo?: boolean }): void;
   /** Loads a part of the library. If that fails, it is reported and tried again. */
   part<Key extends keyof Parts>(key: Key): Promise<PartOf<Key>>;
@@ -47,8 +48,8 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
   const { token, integers } = options;
   const isOwn = typeof to === "string";
   const socket = isOwn ? io(to, { ...options.socket, autoConnect: false }) : to;
-  const transactions: [string, number][] = [];
-  const made: Record<string, Promise<any>> = {};
+  const transactions = new Map<string, number>();
+  let made: Promise<Login> | undefined;
   const emitter = makeEmitter<CoreEvents>();
   const { emit } = emitter;
   let closed: ClientError | undefined;
@@ -78,15 +79,7 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
     throw closed;
   };
 
-  /** Returns the one object of a part that follows the connection. */
-  const add = <Key extends keyof Parts, Added extends object>(
-    key: Key, make: (found: PartOf<Key>) => Added,
-  ): Promise<Added> => made[key] ??= part(key).then((found) => {
-    if (closed) throw closed;
-    return make(found);
-  });
-
-  const login = () => add("login", ({ Login }) => hub.add(new Login(socket, hub.options, {
+  const login = (then?: (found: Login) => void) => { (made ??= part("login").then((found) => hub.add(new found.Login(socket, hub.options, {
     token: typeof token === "string" ? () => token : token,
     onTokenError(error) {
       if (!socket.connected) {
@@ -95,14 +88,12 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
       }
       self.fail(error as ClientError);
     },
-  })));
+  })))).then(then, () => {}); };
 
   const hub: Hub = makeHub(socket, options, (name, value: any) => {
     if (name === "ended") become("disconnected", value.code, value.message);
     else emit(name, value);
-  }, () => add("many", ({ Many }) => hub.add(new Many(hub))));
-
-  const publishing = () => add("publishing", ({ openPublishing }) => openPublishing(hub));
+  }, () => part("many").then(({ manyOf }) => manyOf(hub)));
 
   const self: Core & Client<any> = {
     ...(emitter as unknown as Core & Client<any>),
@@ -114,23 +105,20 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
     get closed() { return closed; },
     get state() { return state; },
     get health() { return hub.health; },
-    channel: (channel: string, how = {}) => makeChannel(self, { channel }, channel, how) as any,
-    pattern: (pattern: string, how = {}) => makeChannel(self, { pattern }, pattern, how) as any,
-    table(name, how = {}) {
-      const view = lazy(async (handle) => {
-        const { Tables, TableView } = await part("table");
-        return new TableView(self, await add("table", () => hub.add(new Tables(hub))), name, how, handle);
-      }, {
+    channel: (channel: string, how?: {}) => makeChannel(self, { channel }, channel, how) as any,
+    pattern: (pattern: string, how?: {}) => makeChannel(self, { pattern }, pattern, how) as any,
+    table(name, how) {
+      const view = lazy(async (handle) => new (await part("table")).TableView(self, name, how, handle), {
         state: stateOf("subscribing"), rows: new Map(), list: [], key: [], complete: true,
         keyOf: () => undefined,
       }, ["live", "unsubscribe"]);
       view.name = name;
-      view.live().catch(() => {}); // its event `error` reports it
+      view.live();
       return view;
     },
-    publish: (channel, payload, how) => publishing().then(({ publisher }) => publisher.publish(channel, payload, how)),
+    publish: (channel, payload, how) => part("publishing").then(({ publisherOf }) => publisherOf(hub).publish(channel, payload, how)),
     send(channel, payload, how) {
-      publishing().then(({ sender }) => sender.send(channel, payload, how), () => {});
+      part("publishing").then(({ senderOf }) => { senderOf(hub).send(channel, payload, how); }, () => {});
     },
     seen: (txid, how) => part("reading").then(({ waitFor }) => waitFor(self, txid, how)),
     connect() {
@@ -149,9 +137,10 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
       if (!emit("error", error) && !isKnown && !error.retrying) call(() => { throw error; });
     },
     saw(payload) {
-      const { txid } = payload ?? {};
+      const txid = payload?.txid;
       if (!txid) return;
-      if (transactions.push([txid, Date.now()]) > MAX_SEEN) transactions.shift();
+      transactions.set(txid, Date.now());
+      if (transactions.size > MAX_SEEN) transactions.delete(transactions.keys().next().value!);
       emit("transaction", txid);
     },
   };
@@ -168,13 +157,13 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
     },
     connect_error(error: Error) {
       if (socket.active) becomeLate("unreachable", error.message);
-      else login().then((found) => found.refuse(error));
+      else login((found) => found.refuse(error));
     },
   } });
   become(socket.connected ? "connected" : socket.active ? "connecting" : "disconnected");
   if (token) {
     login();
-    socket.auth ??= (send) => { login().then((found) => found.connect(send)); };
+    socket.auth ??= (send) => login((found) => found.connect(send));
   }
   const connect = () => { if (isOwn && options.socket?.autoConnect !== false) self.connect(); };
   if (integers && integers !== "number") {

@@ -15,25 +15,27 @@ export interface Emitter<Events> {
 
 /** @param listened called when a listener of the event was added or removed */
 export function makeEmitter<Events>(listened?: (name: keyof Events) => void): Emitter<Events> {
-  const listeners: { [Name in keyof Events]?: Set<(value: any) => void> } = Object.create(null);
+  /** By event and listener: what forgets the listener's signal. */
+  const listeners: { [Name in keyof Events]?: Map<(value: any) => void, () => void> } = Object.create(null);
   const hears = (name: keyof Events) => !!listeners[name]?.size;
   return {
     hears,
     on(name, listener, { signal } = {}) {
       if (signal?.aborted) return this;
-      (listeners[name] ??= new Set()).add(listener);
-      onAbort(signal, () => this.off(name, listener));
+      (listeners[name] ??= new Map()).set(listener, onAbort(signal, () => this.off(name, listener)));
       listened?.(name);
       return this;
     },
     off(name, listener) {
-      if (listeners[name]?.delete(listener)) listened?.(name);
+      const all = listeners[name];
+      all?.get(listener)?.();
+      if (all?.delete(listener)) listened?.(name);
       return this;
     },
     emit(name, value) {
-      const all = listeners[name];
-      for (const listener of [...all ?? []]) if (all!.has(listener)) call(listener, value);
-      return hears(name);
+      const all = [...listeners[name]?.keys() ?? []];
+      for (const listener of all) if (listeners[name]!.has(listener)) call(listener, value);
+      return !!all[0]; // also if it has removed itself
     },
   };
 }

@@ -5,12 +5,12 @@ import type { Core } from "./client.js";
 import { SubscriptionError } from "./errors.js";
 import { checkerFor } from "./extras.js";
 import { makeMember, type Member } from "./member.js";
-import { untilAbort } from "./pause.js";
+import { onAbort } from "./util.js";
 import type { ChannelOptions, HistoryOptions, Message } from "./types.js";
 
 /** @returns oldest first. Rejects with a SubscriptionError */
 export async function readHistory(
-  core: Core, channel: ChannelHandle, { filter, schema }: ChannelOptions<any, any>, options: HistoryOptions | number,
+  core: Core, channel: ChannelHandle, { filter, schema }: ChannelOptions<any, any>, options: HistoryOptions | number = {},
 ): Promise<Message<any>[]> {
   const { limit = 100, since, signal }: HistoryOptions = typeof options === "number" ? { limit: options } : options;
   const shared = core.hub.shared(channel.place);
@@ -37,7 +37,7 @@ export async function readHistory(
     if (core.closed) end(core.closed);
     else if (limit < 1) end();
     else {
-      forget = untilAbort(signal, () => end(new SubscriptionError("aborted", "The signal was aborted.", shared.name)));
+      forget = onAbort(signal, () => end(new SubscriptionError("aborted", "The signal was aborted.", shared.name)));
       if (!signal?.aborted) shared.add(member);
     }
   });

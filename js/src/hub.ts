@@ -5,7 +5,7 @@ import type { Many, Send } from "./many.js";
 import type { Place } from "./member.js";
 import { makeShared, type Shared } from "./shared.js";
 import type { DirectMessage, Health } from "./types.js";
-import { DEFAULTS, isoTime, request, type Failure, type Options, type Wire } from "./util.js";
+import { isoTime, request, type Failure, type Options, type Wire } from "./util.js";
 
 /** Events for channels and patterns. */
 const SHARED_EVENTS = ["event", "gap", "live", "subscribed", "unsubscribed"] as const;
@@ -37,7 +37,7 @@ export interface Hub {
   readonly health: Health | null;
   /** What sends the requests of several channels together. */
   many?: Many;
-  /** Adds a part, which hears of the connection from now on. */
+  /** Adds a part, which hears of the connection from now on. After `close()`, it closes the part. */
   add<Added extends Part>(part: Added): Added;
   /** Returns the object that all users of a channel or pattern share. */
   shared(place: Place): Shared;
@@ -58,10 +58,14 @@ export function makeHub(
   const channels = new Map<string, Shared>();
   const patterns = new Map<string, Shared>();
   const parts = new Set<Part>();
-  const options: Options = { ...DEFAULTS, ...given, sendsLive: true };
+  const options: Options = { ...given, sendsLive: true } as Options;
+  options.timeout ??= 15_000; // also if `given` has it as undefined
+  options.retryDelay ??= 1_000;
+  options.retryDelayMax ??= 15_000;
   let health: Health | null = null;
   let heard = Date.now(); // when the server last sent something, in ms
   let features: string[] | undefined; // of the server, on this connection
+  let isClosed = false;
   /** The last event `error` on this connection. */
   let lastError: Failure;
 
@@ -134,9 +138,12 @@ export function makeHub(
     hear,
     get health() { return health; },
     add(part) {
-      parts.add(part);
-      listen("on", part.events);
-      if (features) part.open?.(features);
+      if (isClosed) part.close?.();
+      else {
+        parts.add(part);
+        listen("on", part.events);
+        if (features) part.open?.(features);
+      }
       return part;
     },
     shared(place) {
@@ -146,6 +153,7 @@ export function makeHub(
     },
     takeLate: (answer) => events.subscribed(answer),
     close() {
+      isClosed = true;
       for (const part of parts) {
         part.close?.();
         listen("off", part.events);

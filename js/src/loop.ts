@@ -1,8 +1,13 @@
 /** The messages of a channel for a loop: `for await (const message of channel)`. */
 
 import type { ChannelHandle } from "./channel.js";
-import type { ChannelState, Message } from "./types.js";
-import { untilAbort } from "./pause.js";
+import type { ChannelState, ClientError, Message } from "./types.js";
+import { onAbort } from "./util.js";
+
+interface LoopOptions {
+  signal?: AbortSignal;
+  buffer?: number;
+}
 
 /** Listens to a channel from now on, and keeps up to `size` messages that the loop has not taken yet. */
 export class Loop implements AsyncIterableIterator<Message<any>> {
@@ -11,16 +16,16 @@ export class Loop implements AsyncIterableIterator<Message<any>> {
   #buffer: Message<any>[] = [];
   #dropped = 0;
   #isEnded = false;
-  #error: ChannelState | null = null;
+  #error: ClientError | undefined;
   #wake: (() => void)[] = [];
   #forget = () => {};
 
-  constructor(channel: ChannelHandle, size: number, signal?: AbortSignal) {
+  constructor(channel: ChannelHandle, options: LoopOptions, { signal, buffer = options.buffer }: LoopOptions = {}) {
     this.#channel = channel;
-    this.#size = size;
+    this.#size = buffer ?? 1_000;
     channel.on("message", this.#add).on("state", this.#change);
     this.#change(channel.state);
-    this.#forget = untilAbort(signal, () => this.#end());
+    this.#forget = onAbort(signal, () => this.#end());
   }
 
   [Symbol.asyncIterator](): this { return this; }
@@ -32,8 +37,8 @@ export class Loop implements AsyncIterableIterator<Message<any>> {
     if (dropped) this.#channel.emit("gap", { ...this.#channel.place, tier: "buffer", reason: "buffer_full", dropped });
     if (this.#buffer.length) return { value: this.#buffer.shift()!, done: false };
     const error = this.#error;
-    this.#error = null;
-    if (error) throw this.#channel.final;
+    this.#error = undefined;
+    if (error) throw error;
     return { value: undefined, done: true };
   }
 
@@ -53,7 +58,7 @@ export class Loop implements AsyncIterableIterator<Message<any>> {
 
   /** The channel has ended: the loop gets the messages that it has not taken yet, then the error. */
   #change = (state: ChannelState) => {
-    if (state.status === "ended" && state.code !== "aborted" && state.code !== "closed") this.#error = state;
+    if (state.status === "ended" && state.code !== "aborted" && state.code !== "closed") this.#error = this.#channel.final;
     if (state.status === "ended" || state.status === "idle") this.#end();
   };
 

@@ -1,6 +1,7 @@
 /** Requests of many channels in few messages to the server. */
 
 import type { Hub, Part } from "./hub.js";
+import { perHub } from "./per-hub.js";
 import { failureOf, NO_ANSWER, request, type Failure, type Wire } from "./util.js";
 
 // ms for which a retry waits for those of other channels, to share a request with them.
@@ -103,6 +104,8 @@ export class Many implements Part {
     });
   }
 }
+
+export const manyOf = perHub((hub) => new Many(hub));
 
 function fail(requests: Waiting[]) {
   for (const { answered } of requests) answered(NO_ANSWER);

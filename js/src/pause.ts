@@ -1,4 +1,4 @@
-/** Waiting, and signals that end it. */
+/** Waiting. */
 
 /** Waits, also when the time is zero. Ends early when `signal` is aborted. */
 export function pause(ms: number, signal: AbortSignal): Promise<void> {
@@ -11,11 +11,4 @@ export function pause(ms: number, signal: AbortSignal): Promise<void> {
     const timer = setTimeout(end, ms);
     signal.addEventListener("abort", end);
   });
-}
-
-/** Calls `end` when the signal is aborted, at once if it is already. Returns the function that ends that. */
-export function untilAbort(signal: AbortSignal | undefined, end: () => void): () => void {
-  if (signal?.aborted) end();
-  else signal?.addEventListener("abort", end, { once: true });
-  return () => signal?.removeEventListener("abort", end);
 }

@@ -1,16 +1,17 @@
 /** The presence of a channel for one part of the program: `channel.presence`. */
 
+import type { ChannelHandle } from "./channel.js";
 import type { Core } from "./client.js";
 import type { Emitter } from "./emitter.js";
+import { SubscriptionError } from "./errors.js";
 import type { Inner } from "./lazy.js";
 import { watch, type People } from "./people.js";
 import type { ClientError, PresenceChange, PresenceEvents, PresenceMember } from "./types.js";
 import { onAbort } from "./util.js";
 
-/** @param onChange called with each change, for the channel's event `presence` */
-export function openPresence(
-  core: Core, name: string, handle: Emitter<PresenceEvents>, onChange: (change: PresenceChange) => void,
-): Inner {
+/** The channel has the event `presence` for each change. */
+export function openPresence(core: Core, { name, emit }: ChannelHandle, handle: Emitter<PresenceEvents>): Inner {
+  const onChange = (change: PresenceChange) => emit("presence", change);
   let people: People | undefined;
   const open = () => {
     if (core.closed) throw core.closed;
@@ -31,6 +32,7 @@ export function openPresence(
       onError: (error) => { if (!handle.emit("error", error as ClientError)) core.fail(error as ClientError); },
     });
   };
+  let forget = () => {}; // the signal of the last join()
   open();
   return {
     get members(): ReadonlyMap<string, PresenceMember> { return people!.members; },
@@ -39,12 +41,19 @@ export function openPresence(
     get key() { return people!.key; },
     watch: () => open().ready,
     join(state: any, { key, signal }: { key?: string; signal?: AbortSignal } = {}) {
-      if (signal?.aborted) return Promise.reject(signal.reason);
-      onAbort(signal, () => people!.leave());
+      forget();
+      if (signal?.aborted) return Promise.reject(new SubscriptionError("aborted", "The signal was aborted.", name));
+      forget = onAbort(signal, () => people!.leave());
       return open().join(state, { key });
     },
     update: (state: any) => open().update(state),
-    leave: () => open().leave(),
-    close: () => people!.close(),
+    leave() {
+      forget();
+      return open().leave();
+    },
+    close() {
+      forget();
+      people!.close();
+    },
   };
 }

@@ -2,14 +2,10 @@
 
 import { EphemeralSender } from "./ephemeral.js";
 import type { Hub, Part } from "./hub.js";
+import { perHub } from "./per-hub.js";
 import { PublishError } from "./publish-error.js";
 import type { Published, PublishOptions } from "./types.js";
 import { backoff, NO_ANSWER, request, TRANSIENT, type Failure, type Wire } from "./util.js";
-
-/** Returns what publishes on a connection. */
-export function openPublishing(hub: Hub): { publisher: Publisher; sender: EphemeralSender } {
-  return { publisher: hub.add(new Publisher(hub)), sender: hub.add(new EphemeralSender(hub)) };
-}
 
 // ms for which a message is repeated after it was sent first. The server knows its id for five minutes.
 const MAX_REPEATING = 240_000;
@@ -140,6 +136,10 @@ export class Publisher implements Part {
     clearTimeout(one.deadline);
   }
 }
+
+/** Return what publishes on a connection. */
+export const publisherOf = perHub((hub) => new Publisher(hub));
+export const senderOf = perHub((hub) => new EphemeralSender(hub));
 
 /** Returns an id that others do not guess. `crypto.randomUUID` exists only in pages served over https. */
 function randomId() {

@@ -2,7 +2,7 @@
 
 import type { Core } from "./client.js";
 import { SubscriptionError } from "./errors.js";
-import { untilAbort } from "./pause.js";
+import { onAbort } from "./util.js";
 
 // For how long a change that has come is remembered, in ms.
 const SEEN_FOR = 60_000;
@@ -12,7 +12,7 @@ export function waitFor(
 ): Promise<void> {
   const id = String(txid);
   return new Promise((resolve, reject) => {
-    if (core.transactions.some(([seen, time]) => seen === id && Date.now() - time < SEEN_FOR)) {
+    if (Date.now() - core.transactions.get(id)! < SEEN_FOR) {
       resolve();
       return;
     }
@@ -30,6 +30,6 @@ export function waitFor(
     let forget = () => {};
     core.on("transaction", check).on("state", checkState);
     checkState();
-    forget = untilAbort(signal, give("aborted", "The signal was aborted."));
+    forget = onAbort(signal, give("aborted", "The signal was aborted."));
   });
 }

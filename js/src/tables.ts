@@ -39,6 +39,8 @@ export interface TableHandlers {
   onRows?: (rows: Map<any, Record<string, any>>, reason?: string) => void;
   /** Called after each change. */
   onChange?: (change: Change, rows: Map<any, Record<string, any>>) => void;
+  /** Called after that with each payload, also if it changes no row. */
+  onPayload?: (payload: any) => void;
   /** Called when the rows are current, also after each reconnect. */
   onLive?: () => void;
   /** Called with every failure, including those that are retried. */
@@ -215,6 +217,11 @@ export class LiveTable {
       if (position <= this.#position.position) return;
       this.#position = { epoch: this.#epoch, position };
     }
+    this.#change(payload);
+    call(this.#handlers.onPayload, payload);
+  }
+
+  #change(payload: Wire) {
     const { op, pk, old_pk: oldKey } = payload;
     const { rows } = this;
     if (op === "TRUNCATE") {

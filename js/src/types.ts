@@ -272,7 +272,7 @@ export interface ListenOptions {
 // --- States -----------------------------------------------------------------------------------------------------------
 
 /**
- * The connection to the server. `code` says why: "connecting" (not yet connected), "connected", the reason of
+ * The connection to the server. `code` says why: "disconnected" (not yet connected), "connecting", "connected", the reason of
  * socket.io-client with "_" for spaces ("transport_close", "ping_timeout", "io_client_disconnect", …), a code of the
  * server that has refused the connection or ended it ("unauthorized", "ended_by_server", …), "unreachable", "no_token",
  * or "closed" after `close()`. `reason` is for people.
@@ -416,7 +416,7 @@ export interface Channel<Payload = unknown, Rows = unknown>
   /** Subscribes. Resolves when all messages up to now were delivered, and with `load` the rows before them. */
   live(): Promise<void>;
   /** The messages from now on, for `for await`. The loop's end, or `signal`, ends its part of the subscription. */
-  messages(options?: { signal?: AbortSignal; buffer?: number }): AsyncGenerator<Message<Payload>, void, undefined>;
+  messages(options?: { signal?: AbortSignal; buffer?: number }): AsyncIterableIterator<Message<Payload>>;
   /** Reads older messages of the log, oldest first. */
   history(options?: HistoryOptions | number): Promise<Message<Payload>[]>;
   /** Publishes once, also across reconnects. Rejects with a PublishError. */

@@ -25,8 +25,6 @@ export interface Options extends Delays {
   sendsLive: boolean;
 }
 
-export const DEFAULTS = { timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000 };
-
 /** Errors that are retried. "internal" is retried too, for a subscription that has worked before. */
 export const TRANSIENT = new Set(["database_unavailable", "authentication_unavailable", "rate_limited", "no_answer"]);
 
@@ -83,8 +81,15 @@ export function call<Values extends unknown[]>(callback: ((...values: Values) =>
   }
 }
 
-/** Calls `end` when the signal is aborted, at once if it is already. */
-export function onAbort(signal: AbortSignal | undefined, end: () => void): void {
+/** Marks a promise as one that may be rejected without anybody who handles it. */
+export function quiet<Value>(promise: Promise<Value>): Promise<Value> {
+  promise.catch(() => {});
+  return promise;
+}
+
+/** Calls `end` when the signal is aborted, at once if it is already. Returns the function that ends that. */
+export function onAbort(signal: AbortSignal | undefined, end: () => void): () => void {
   if (signal?.aborted) end();
   else signal?.addEventListener("abort", end, { once: true });
+  return () => signal?.removeEventListener("abort", end);
 }

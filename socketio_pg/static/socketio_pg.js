@@ -1,6 +1,5 @@
 // Made from js/src by `npm run build` in js/: change it there. docs/javascript.md describes it.
 /** Small functions that several modules share: requests to the server, pauses, callbacks. */
-const DEFAULTS = { timeout: 15_000, retryDelay: 1_000, retryDelayMax: 15_000 };
 /** Errors that are retried. "internal" is retried too, for a subscription that has worked before. */
 const TRANSIENT = new Set(["database_unavailable", "authentication_unavailable", "rate_limited", "no_answer"]);
 const NO_ANSWER = { code: "no_answer", message: "The server did not answer." };
@@ -44,17 +43,24 @@ function call(callback, ...values) {
         queueMicrotask(() => { throw error; });
     }
 }
-/** Calls `end` when the signal is aborted, at once if it is already. */
+/** Marks a promise as one that may be rejected without anybody who handles it. */
+function quiet(promise) {
+    promise.catch(() => { });
+    return promise;
+}
+/** Calls `end` when the signal is aborted, at once if it is already. Returns the function that ends that. */
 function onAbort(signal, end) {
     if (signal?.aborted)
         end();
     else
         signal?.addEventListener("abort", end, { once: true });
+    return () => signal?.removeEventListener("abort", end);
 }
 
 /** Listeners by event, and signals that remove them. */
 /** @param listened called when a listener of the event was added or removed */
 function makeEmitter(listened) {
+    /** By event and listener: what forgets the listener's signal. */
     const listeners = Object.create(null);
     const hears = (name) => !!listeners[name]?.size;
     return {
@@ -62,22 +68,23 @@ function makeEmitter(listened) {
         on(name, listener, { signal } = {}) {
             if (signal?.aborted)
                 return this;
-            (listeners[name] ??= new Set()).add(listener);
-            onAbort(signal, () => this.off(name, listener));
+            (listeners[name] ??= new Map()).set(listener, onAbort(signal, () => this.off(name, listener)));
             listened?.(name);
             return this;
         },
         off(name, listener) {
-            if (listeners[name]?.delete(listener))
+            const all = listeners[name];
+            all?.get(listener)?.();
+            if (all?.delete(listener))
                 listened?.(name);
             return this;
         },
         emit(name, value) {
-            const all = listeners[name];
-            for (const listener of [...all ?? []])
-                if (all.has(listener))
+            const all = [...listeners[name]?.keys() ?? []];
+            for (const listener of all)
+                if (listeners[name].has(listener))
                     call(listener, value);
-            return hears(name);
+            return !!all[0]; // also if it has removed itself
         },
     };
 }
@@ -111,17 +118,18 @@ class SubscriptionError extends SocketIoPgError {
 /**
  * Returns an object with listeners, whose fields are those of the inner object, or `fields` as long as there is none, and
  * whose methods wait for it.
+ * The application may leave their promises alone: the event `error` reports failures.
  * @param open loads the inner object; called once, by the first method or listener
  */
 function lazy(open, fields, methods) {
     let inner = fields;
     let opening;
-    const use = () => opening ??= open(handle).then((found) => inner = found);
+    const use = () => quiet(opening ??= open(handle).then((found) => inner = found));
     const handle = makeEmitter(use);
     for (const name in fields)
         Object.defineProperty(handle, name, { get: () => inner[name] });
     for (const name of methods)
-        handle[name] = async (...values) => (await use())[name](...values);
+        handle[name] = (...values) => quiet(use().then(() => inner[name](...values)));
     return handle;
 }
 
@@ -208,13 +216,13 @@ function positionOf({ epoch, position }) {
 /** A channel or pattern as one part of the program uses it. */
 /** Events that need the subscription. */
 const LASTING = ["message", "gap", "rows", "ephemeral"];
-function makeChannel(core, place, name, options) {
+function makeChannel(core, place, name, options = {}) {
     const { load, schema } = options;
     let state = stateOf("idle");
     let shared;
     let member;
     let isWanted = false; // by subscribe()
-    let isStopped = false; // by unsubscribe(): listeners that are still there do not count
+    let isStopped = false; // as by unsubscribe(): listeners that are still there do not count
     let final;
     let retried;
     let presence;
@@ -226,7 +234,7 @@ function makeChannel(core, place, name, options) {
         const isHeard = emitter.hears(event);
         if (event === "presence") {
             if (isHeard)
-                self.presence.watch().catch(() => { }); // its event `error` reports it
+                self.presence.watch();
         }
         else if (LASTING.includes(event)) {
             if (isHeard)
@@ -252,14 +260,12 @@ function makeChannel(core, place, name, options) {
                 preparing = undefined;
                 if (isUsed())
                     start();
+                change();
             }, finish);
-            change();
-            return;
+            return change();
         }
-        if (core.closed) {
-            finish(core.closed);
-            return;
-        }
+        if (core.closed)
+            return finish(core.closed);
         const made = member = makeMember(place, options, (event, value) => {
             if (event === "error")
                 fail(value);
@@ -284,6 +290,7 @@ function makeChannel(core, place, name, options) {
     };
     const stop = () => {
         const former = member;
+        isStopped = true;
         member = undefined;
         if (former)
             shared.remove(former);
@@ -301,6 +308,7 @@ function makeChannel(core, place, name, options) {
             final = error;
         if (!emit("error", error))
             core.fail(error, isWanted);
+        change();
     };
     /** Reports the state if it is another one. */
     const change = () => {
@@ -323,6 +331,24 @@ function makeChannel(core, place, name, options) {
         state = next;
         emit("state", state);
     };
+    const begin = (until) => {
+        isWanted = true;
+        isStopped = false;
+        if (!options.signal?.aborted)
+            final = undefined;
+        start();
+        const done = (async () => {
+            await preparing;
+            if (!member)
+                throw final ?? new SubscriptionError("unsubscribed", "unsubscribe() was called.", name);
+            await member[until].promise;
+        })();
+        const told = done.then();
+        // An unhandled rejection only if nobody else reports it, and the application has not ended it itself.
+        done.catch(() => { if (!final || isStopped || emitter.hears("error") || core.hears("error"))
+            quiet(told); });
+        return told;
+    };
     const self = {
         ...emitter,
         name,
@@ -332,25 +358,12 @@ function makeChannel(core, place, name, options) {
         get position() { return checker?.position ?? (member ? doneUpTo(member) : null); },
         get maxRate() { return shared?.maxRate ?? null; },
         get presence() {
-            return presence ??= lazy((handle) => core.part("presence").then(({ openPresence }) => (openPresence(core, name, handle, (found) => emit("presence", found)))), { members: new Map(), count: 0, complete: false, key: null }, ["watch", "join", "update", "leave", "close"]);
+            return presence ??= lazy((handle) => core.part("presence").then(({ openPresence }) => (openPresence(core, self, handle))), { members: new Map(), count: 0, complete: false, key: null }, ["watch", "join", "update", "leave", "close"]);
         },
-        async subscribe() {
-            isWanted = true;
-            isStopped = false;
-            final = undefined;
-            start();
-            await preparing;
-            if (final)
-                throw final;
-            await member?.ready.promise;
-        },
-        async live() {
-            await self.subscribe();
-            await member?.caughtUp.promise;
-        },
+        subscribe: () => begin("ready"),
+        live: () => begin("caughtUp"),
         async unsubscribe() {
             isWanted = false;
-            isStopped = true;
             stop();
             if (!shared?.members.size)
                 await shared?.settle();
@@ -359,12 +372,14 @@ function makeChannel(core, place, name, options) {
             emit("message", message);
             core.saw(original.payload);
         },
-        async *messages({ signal, buffer = options.buffer ?? 1_000 } = {}) {
-            const { Loop } = await core.part("reading");
-            yield* new Loop(self, buffer, signal);
+        messages(how) {
+            // No generator: return() must end a next() that waits.
+            const loop = lazy(async () => new (await core.part("reading")).Loop(self, options, how), {}, ["next", "return"]);
+            loop[Symbol.asyncIterator] = () => loop;
+            return loop;
         },
         [Symbol.asyncIterator]: () => self.messages(),
-        history: (how = {}) => core.part("reading").then(({ readHistory }) => readHistory(core, self, options, how)),
+        history: (how) => core.part("reading").then(({ readHistory }) => readHistory(core, self, options, how)),
         publish: (payload, how) => core.publish(name, payload, how),
         send: (payload, how) => core.send(name, payload, how),
     };
@@ -693,10 +708,14 @@ function makeHub(socket, given, report, getMany) {
     const channels = new Map();
     const patterns = new Map();
     const parts = new Set();
-    const options = { ...DEFAULTS, ...given, sendsLive: true };
+    const options = { ...given, sendsLive: true };
+    options.timeout ??= 15_000; // also if `given` has it as undefined
+    options.retryDelay ??= 1_000;
+    options.retryDelayMax ??= 15_000;
     let health = null;
     let heard = Date.now(); // when the server last sent something, in ms
     let features; // of the server, on this connection
+    let isClosed = false;
     /** The last event `error` on this connection. */
     let lastError;
     const send = (one, retry) => {
@@ -772,10 +791,14 @@ function makeHub(socket, given, report, getMany) {
         hear,
         get health() { return health; },
         add(part) {
-            parts.add(part);
-            listen("on", part.events);
-            if (features)
-                part.open?.(features);
+            if (isClosed)
+                part.close?.();
+            else {
+                parts.add(part);
+                listen("on", part.events);
+                if (features)
+                    part.open?.(features);
+            }
             return part;
         },
         shared(place) {
@@ -785,6 +808,7 @@ function makeHub(socket, given, report, getMany) {
         },
         takeLate: (answer) => events.subscribed(answer),
         close() {
+            isClosed = true;
             for (const part of parts) {
                 part.close?.();
                 listen("off", part.events);
@@ -810,7 +834,7 @@ const io = ((...values) => {
 
 /** Reads integers of messages that JavaScript's numbers would round, as BigInt or as texts. */
 // Only with so many digits can an integer be beyond 2^53.
-const LONG = /\d{16}/;
+const LONG$1 = /\d{16}/;
 // A text, or a number. Texts come first, so that digits in them are left alone.
 const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 // Marks a number that was put into a text. Texts that begin like that are marked, too.
@@ -826,7 +850,7 @@ const HAS_SOURCE = (() => {
 })();
 /** Parses JSON. Integers beyond ±(2^53 − 1) are what `read` makes of their digits. */
 function parse(text, read, hasSource = HAS_SOURCE) {
-    if (!LONG.test(text))
+    if (!LONG$1.test(text))
         return JSON.parse(text);
     if (hasSource) {
         return JSON.parse(text, ((_key, value, { source }) => (typeof value === "number" && isLong(source, value) ? read(source) : value)));
@@ -858,7 +882,7 @@ function readExactly(socket, as) {
     const { nsp, io: { decoder } } = socket;
     const add = decoder.add.bind(decoder);
     decoder.add = (received) => {
-        const packet = typeof received === "string" && LONG.test(received) && !decoder.reconstructor && decode(received, nsp, read);
+        const packet = typeof received === "string" && LONG$1.test(received) && !decoder.reconstructor && decode(received, nsp, read);
         if (packet)
             (decoder.emitReserved ?? decoder.emit).call(decoder, "decoded", packet);
         else
@@ -1026,6 +1050,17 @@ const login = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
     Login
 }, Symbol.toStringTag, { value: 'Module' }));
 
+/** Parts of which a connection has one. */
+/** Returns a function that returns the part of a connection, which `make` makes when it is needed first. */
+function perHub(make) {
+    const all = new WeakMap();
+    return (hub) => {
+        if (!all.has(hub))
+            all.set(hub, hub.add(make(hub)));
+        return all.get(hub);
+    };
+}
+
 /** Requests of many channels in few messages to the server. */
 // ms for which a retry waits for those of other channels, to share a request with them.
 const JOIN_DELAY = 20;
@@ -1121,6 +1156,7 @@ class Many {
         });
     }
 }
+const manyOf = perHub((hub) => new Many(hub));
 function fail(requests) {
     for (const { answered } of requests)
         answered(NO_ANSWER);
@@ -1143,7 +1179,8 @@ function divide(requests) {
 
 const many = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
     __proto__: null,
-    Many
+    Many,
+    manyOf
 }, Symbol.toStringTag, { value: 'Module' }));
 
 /** The members of a channel's presence, kept in step with what the server sends. Pure. */
@@ -1560,8 +1597,9 @@ function isForPresence({ event, body }) {
 }
 
 /** The presence of a channel for one part of the program: `channel.presence`. */
-/** @param onChange called with each change, for the channel's event `presence` */
-function openPresence(core, name, handle, onChange) {
+/** The channel has the event `presence` for each change. */
+function openPresence(core, { name, emit }, handle) {
+    const onChange = (change) => emit("presence", change);
     let people;
     const open = () => {
         if (core.closed)
@@ -1584,6 +1622,7 @@ function openPresence(core, name, handle, onChange) {
                 core.fail(error); },
         });
     };
+    let forget = () => { }; // the signal of the last join()
     open();
     return {
         get members() { return people.members; },
@@ -1592,14 +1631,21 @@ function openPresence(core, name, handle, onChange) {
         get key() { return people.key; },
         watch: () => open().ready,
         join(state, { key, signal } = {}) {
+            forget();
             if (signal?.aborted)
-                return Promise.reject(signal.reason);
-            onAbort(signal, () => people.leave());
+                return Promise.reject(new SubscriptionError("aborted", "The signal was aborted.", name));
+            forget = onAbort(signal, () => people.leave());
             return open().join(state, { key });
         },
         update: (state) => open().update(state),
-        leave: () => open().leave(),
-        close: () => people.close(),
+        leave() {
+            forget();
+            return open().leave();
+        },
+        close() {
+            forget();
+            people.close();
+        },
     };
 }
 
@@ -1668,10 +1714,6 @@ class PublishError extends SocketIoPgError {
 }
 
 /** Publishes messages, and repeats those that the server may not have received. */
-/** Returns what publishes on a connection. */
-function openPublishing(hub) {
-    return { publisher: hub.add(new Publisher(hub)), sender: hub.add(new EphemeralSender(hub)) };
-}
 // ms for which a message is repeated after it was sent first. The server knows its id for five minutes.
 const MAX_REPEATING = 240_000;
 // After these errors, a message may have been published.
@@ -1783,6 +1825,9 @@ class Publisher {
         clearTimeout(one.deadline);
     }
 }
+/** Return what publishes on a connection. */
+const publisherOf = perHub((hub) => new Publisher(hub));
+const senderOf = perHub((hub) => new EphemeralSender(hub));
 /** Returns an id that others do not guess. `crypto.randomUUID` exists only in pages served over https. */
 function randomId() {
     return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -1791,7 +1836,8 @@ function randomId() {
 const publishing = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
     __proto__: null,
     Publisher,
-    openPublishing
+    publisherOf,
+    senderOf
 }, Symbol.toStringTag, { value: 'Module' }));
 
 /** Checks payloads with the application's schemas. */
@@ -1822,7 +1868,7 @@ function matches(key, name) {
     return new RegExp(`^${parts.join("")}$`, "s").test(name);
 }
 
-/** Waiting, and signals that end it. */
+/** Waiting. */
 /** Waits, also when the time is zero. Ends early when `signal` is aborted. */
 function pause(ms, signal) {
     return new Promise((resolve) => {
@@ -1834,14 +1880,6 @@ function pause(ms, signal) {
         const timer = setTimeout(end, ms);
         signal.addEventListener("abort", end);
     });
-}
-/** Calls `end` when the signal is aborted, at once if it is already. Returns the function that ends that. */
-function untilAbort(signal, end) {
-    if (signal?.aborted)
-        end();
-    else
-        signal?.addEventListener("abort", end, { once: true });
-    return () => signal?.removeEventListener("abort", end);
 }
 
 /** Rows that the application loads, before the messages that are not in them. */
@@ -1996,7 +2034,7 @@ class Checker {
 
 /** Reads older messages of a channel, beside its live subscription. */
 /** @returns oldest first. Rejects with a SubscriptionError */
-async function readHistory(core, channel, { filter, schema }, options) {
+async function readHistory(core, channel, { filter, schema }, options = {}) {
     const { limit = 100, since, signal } = typeof options === "number" ? { limit: options } : options;
     const shared = core.hub.shared(channel.place);
     const found = [];
@@ -2032,7 +2070,7 @@ async function readHistory(core, channel, { filter, schema }, options) {
         else if (limit < 1)
             end();
         else {
-            forget = untilAbort(signal, () => end(new SubscriptionError("aborted", "The signal was aborted.", shared.name)));
+            forget = onAbort(signal, () => end(new SubscriptionError("aborted", "The signal was aborted.", shared.name)));
             if (!signal?.aborted)
                 shared.add(member);
         }
@@ -2048,15 +2086,15 @@ class Loop {
     #buffer = [];
     #dropped = 0;
     #isEnded = false;
-    #error = null;
+    #error;
     #wake = [];
     #forget = () => { };
-    constructor(channel, size, signal) {
+    constructor(channel, options, { signal, buffer = options.buffer } = {}) {
         this.#channel = channel;
-        this.#size = size;
+        this.#size = buffer ?? 1_000;
         channel.on("message", this.#add).on("state", this.#change);
         this.#change(channel.state);
-        this.#forget = untilAbort(signal, () => this.#end());
+        this.#forget = onAbort(signal, () => this.#end());
     }
     [Symbol.asyncIterator]() { return this; }
     async next() {
@@ -2069,9 +2107,9 @@ class Loop {
         if (this.#buffer.length)
             return { value: this.#buffer.shift(), done: false };
         const error = this.#error;
-        this.#error = null;
+        this.#error = undefined;
         if (error)
-            throw this.#channel.final;
+            throw error;
         return { value: undefined, done: true };
     }
     async return() {
@@ -2089,7 +2127,7 @@ class Loop {
     /** The channel has ended: the loop gets the messages that it has not taken yet, then the error. */
     #change = (state) => {
         if (state.status === "ended" && state.code !== "aborted" && state.code !== "closed")
-            this.#error = state;
+            this.#error = this.#channel.final;
         if (state.status === "ended" || state.status === "idle")
             this.#end();
     };
@@ -2110,7 +2148,7 @@ const SEEN_FOR = 60_000;
 function waitFor(core, txid, { signal, timeout } = {}) {
     const id = String(txid);
     return new Promise((resolve, reject) => {
-        if (core.transactions.some(([seen, time]) => seen === id && Date.now() - time < SEEN_FOR)) {
+        if (Date.now() - core.transactions.get(id) < SEEN_FOR) {
             resolve();
             return;
         }
@@ -2132,7 +2170,7 @@ function waitFor(core, txid, { signal, timeout } = {}) {
         let forget = () => { };
         core.on("transaction", check).on("state", checkState);
         checkState();
-        forget = untilAbort(signal, give("aborted", "The signal was aborted."));
+        forget = onAbort(signal, give("aborted", "The signal was aborted."));
     });
 }
 
@@ -2308,6 +2346,10 @@ class LiveTable {
                 return;
             this.#position = { epoch: this.#epoch, position };
         }
+        this.#change(payload);
+        call(this.#handlers.onPayload, payload);
+    }
+    #change(payload) {
         const { op, pk, old_pk: oldKey } = payload;
         const { rows } = this;
         if (op === "TRUNCATE") {
@@ -2396,8 +2438,13 @@ class LiveTable {
 }
 
 /** A live table's rows for an application, as `client.table()` returns it: sorted, checked by its schema, with a state. */
+const tablesOf = perHub((hub) => new Tables(hub));
+// What the options `numbers` and `integers` make of numbers.
+const NUMBER = /^-?\d+(?:\.\d+)?(?:e[-+]?\d+)?$/i;
+const LONG = /^-?\d{16,}$/;
 class TableView {
     state = { status: "subscribing", code: "subscribing", reason: "" };
+    #core;
     #handle;
     #table;
     #order;
@@ -2405,8 +2452,8 @@ class TableView {
     #error = null;
     #wasCurrent = false;
     #isEnded = false;
-    constructor(core, tables, name, options, handle) {
-        const { where, order, limit, schema, signal } = options;
+    constructor(core, name, options, handle) {
+        const { where, order, limit, schema, signal } = options ?? {};
         this.#handle = handle;
         this.#order = (order === undefined ? [] : Array.isArray(order) ? order : [order]).map((one) => (typeof one === "string" ? { column: one, desc: false } : { column: one.column, desc: one.desc ?? false }));
         const checked = (row) => {
@@ -2418,7 +2465,8 @@ class TableView {
             handle.emit("invalid", { ...found, row });
             return null;
         };
-        this.#table = tables.subscribe({ table: name, where, order, limit }, {
+        this.#core = core;
+        this.#table = tablesOf(core.hub).subscribe({ table: name, where, order, limit }, {
             check: schema && checked,
             onRows: (rows, reason) => {
                 this.#list = null;
@@ -2427,8 +2475,8 @@ class TableView {
             onChange: (change) => {
                 this.#list = null;
                 handle.emit("change", change);
-                core.saw(change.payload);
             },
+            onPayload: core.saw,
             onError: (error) => {
                 this.#error = error;
                 if (!error.retrying)
@@ -2439,64 +2487,78 @@ class TableView {
             },
             onState: () => this.#change(),
         });
+        if (core.closed)
+            this.#table.unsubscribe();
         onAbort(signal, () => this.unsubscribe());
     }
     get rows() { return this.#table.rows; }
     get key() { return this.#table.key; }
     get complete() { return this.#table.complete; }
-    get list() { return this.#list ??= [...this.rows.values()].sort((a, b) => this.#compare(a, b)); }
+    get list() { return this.#list ??= this.#sort([...this.rows.values()]); }
     live() { return this.#table.live; }
     keyOf(row) { return this.#table.keyOf(row); }
     unsubscribe() {
         this.#isEnded = true;
         return this.#table.unsubscribe();
     }
-    #compare(a, b) {
-        for (const { column, desc } of this.#order) {
-            const order = compare(a[column], b[column]);
-            if (order)
-                return desc ? -order : order;
-        }
-        for (const column of this.key) {
-            const order = compare(a[column], b[column]);
-            if (order)
-                return order;
-        }
-        return 0;
+    #sort(rows) {
+        const { numbers, integers } = this.#core.options;
+        const digits = numbers === "string" ? NUMBER : integers === "string" ? LONG : null;
+        const columns = [...this.#order, ...this.key.map((column) => ({ column, desc: false }))].map(({ column, desc }) => ({
+            column, desc,
+            isNumber: !!digits && rows.every(({ [column]: value }) => typeof value !== "string" || digits.test(value)),
+        }));
+        return rows.sort((a, b) => {
+            for (const { column, desc, isNumber } of columns) {
+                const order = compare(a[column], b[column], isNumber);
+                if (order)
+                    return desc ? -order : order;
+            }
+            return 0;
+        });
     }
     /** Reports the state if it is another one. */
     #change() {
         const table = this.#table; // while it is being made there is none
         let status = table?.confirmed ? "subscribed" : this.#wasCurrent ? "reconnecting" : "subscribing";
-        if (this.#isEnded)
+        const { closed } = this.#core;
+        if (this.#isEnded || closed)
             status = "ended";
         else if (table?.active) {
             this.#error = null;
             this.#wasCurrent = true;
             status = "live";
         }
-        const code = this.#error?.code ?? (status === "ended" ? "unsubscribed" : status);
+        const why = this.#isEnded ? this.#error : closed ?? this.#error;
+        const code = why?.code ?? (status === "ended" ? "unsubscribed" : status);
         if (status === this.state.status && code === this.state.code)
             return;
-        this.state = { status, code, reason: this.#error?.message ?? "" };
+        this.state = { status, code, reason: why?.message ?? "" };
         this.#handle.emit("state", this.state);
     }
 }
-/** As PostgreSQL sorts: null comes last. Texts by their characters, as with the collation "C". */
-function compare(a, b) {
+/**
+ * As PostgreSQL sorts: null comes last. Texts by their characters, as with the collation "C".
+ * @param isNumber texts are numbers, which the client's options have made texts
+ */
+function compare(a, b, isNumber) {
     if (a === b)
         return 0;
     if (a === null || a === undefined)
         return 1;
     if (b === null || b === undefined)
         return -1;
+    if (isNumber && typeof a === "string" && typeof b === "string") {
+        const [x, y] = [Number(a), Number(b)];
+        // Rounded to the same value, they have the same number of digits.
+        return x !== y ? x - y : (a < b) === (x > 0) ? -1 : 1;
+    }
     return a < b ? -1 : a > b ? 1 : 0;
 }
 
 const table = /*#__PURE__*/Object.freeze(/*#__PURE__*/Object.defineProperty({
     __proto__: null,
-    TableView,
-    Tables
+    TableView
 }, Symbol.toStringTag, { value: 'Module' }));
 
 /** The parts of the library in the single file: they are there. */
@@ -2512,7 +2574,7 @@ const PARTS = {
 
 /** `createClient`: one connection to a server, its channels and tables. */
 // Transactions that are remembered for seen().
-const MAX_SEEN = 1_000;
+const MAX_SEEN = 10_000;
 /**
  * Connects to a server, and reconnects until `close()`.
  * @param to the server's address, or a socket of socket.io-client that is not connected yet, which the caller connects
@@ -2521,8 +2583,8 @@ function createClient(to, options = {}) {
     const { token, integers } = options;
     const isOwn = typeof to === "string";
     const socket = isOwn ? io(to, { ...options.socket, autoConnect: false }) : to;
-    const transactions = [];
-    const made = {};
+    const transactions = new Map();
+    let made;
     const emitter = makeEmitter();
     const { emit } = emitter;
     let closed;
@@ -2550,31 +2612,26 @@ function createClient(to, options = {}) {
         }
         throw closed;
     };
-    /** Returns the one object of a part that follows the connection. */
-    const add = (key, make) => made[key] ??= part(key).then((found) => {
-        if (closed)
-            throw closed;
-        return make(found);
-    });
-    const login = () => add("login", ({ Login }) => hub.add(new Login(socket, hub.options, {
-        token: typeof token === "string" ? () => token : token,
-        onTokenError(error) {
-            if (!socket.connected) {
-                if (error.retrying)
-                    becomeLate(error.code, error.message);
-                else
-                    become("disconnected", error.code, error.message);
-            }
-            self.fail(error);
-        },
-    })));
+    const login = (then) => {
+        (made ??= part("login").then((found) => hub.add(new found.Login(socket, hub.options, {
+            token: typeof token === "string" ? () => token : token,
+            onTokenError(error) {
+                if (!socket.connected) {
+                    if (error.retrying)
+                        becomeLate(error.code, error.message);
+                    else
+                        become("disconnected", error.code, error.message);
+                }
+                self.fail(error);
+            },
+        })))).then(then, () => { });
+    };
     const hub = makeHub(socket, options, (name, value) => {
         if (name === "ended")
             become("disconnected", value.code, value.message);
         else
             emit(name, value);
-    }, () => add("many", ({ Many }) => hub.add(new Many(hub))));
-    const publishing = () => add("publishing", ({ openPublishing }) => openPublishing(hub));
+    }, () => part("many").then(({ manyOf }) => manyOf(hub)));
     const self = {
         ...emitter,
         socket,
@@ -2585,23 +2642,20 @@ function createClient(to, options = {}) {
         get closed() { return closed; },
         get state() { return state; },
         get health() { return hub.health; },
-        channel: (channel, how = {}) => makeChannel(self, { channel }, channel, how),
-        pattern: (pattern, how = {}) => makeChannel(self, { pattern }, pattern, how),
-        table(name, how = {}) {
-            const view = lazy(async (handle) => {
-                const { Tables, TableView } = await part("table");
-                return new TableView(self, await add("table", () => hub.add(new Tables(hub))), name, how, handle);
-            }, {
+        channel: (channel, how) => makeChannel(self, { channel }, channel, how),
+        pattern: (pattern, how) => makeChannel(self, { pattern }, pattern, how),
+        table(name, how) {
+            const view = lazy(async (handle) => new (await part("table")).TableView(self, name, how, handle), {
                 state: stateOf("subscribing"), rows: new Map(), list: [], key: [], complete: true,
                 keyOf: () => undefined,
             }, ["live", "unsubscribe"]);
             view.name = name;
-            view.live().catch(() => { }); // its event `error` reports it
+            view.live();
             return view;
         },
-        publish: (channel, payload, how) => publishing().then(({ publisher }) => publisher.publish(channel, payload, how)),
+        publish: (channel, payload, how) => part("publishing").then(({ publisherOf }) => publisherOf(hub).publish(channel, payload, how)),
         send(channel, payload, how) {
-            publishing().then(({ sender }) => sender.send(channel, payload, how), () => { });
+            part("publishing").then(({ senderOf }) => { senderOf(hub).send(channel, payload, how); }, () => { });
         },
         seen: (txid, how) => part("reading").then(({ waitFor }) => waitFor(self, txid, how)),
         connect() {
@@ -2624,11 +2678,12 @@ function createClient(to, options = {}) {
                 call(() => { throw error; });
         },
         saw(payload) {
-            const { txid } = payload ?? {};
+            const txid = payload?.txid;
             if (!txid)
                 return;
-            if (transactions.push([txid, Date.now()]) > MAX_SEEN)
-                transactions.shift();
+            transactions.set(txid, Date.now());
+            if (transactions.size > MAX_SEEN)
+                transactions.delete(transactions.keys().next().value);
             emit("transaction", txid);
         },
     };
@@ -2646,13 +2701,13 @@ function createClient(to, options = {}) {
                 if (socket.active)
                     becomeLate("unreachable", error.message);
                 else
-                    login().then((found) => found.refuse(error));
+                    login((found) => found.refuse(error));
             },
         } });
     become(socket.connected ? "connected" : socket.active ? "connecting" : "disconnected");
     if (token) {
         login();
-        socket.auth ??= (send) => { login().then((found) => found.connect(send)); };
+        socket.auth ??= (send) => login((found) => found.connect(send));
     }
     const connect = () => { if (isOwn && options.socket?.autoConnect !== false)
         self.connect(); };

@@ -5,6 +5,7 @@ tests/live/test_replay_clients.py has the engine below it. Connections go throug
 
 import contextlib
 import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.support.node import NodeClient
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.replay_clients import ProxiedLog
-from tests.support.server import ServerProcess
+from tests.support.server import ROOT, ServerProcess
 
 
 class Refused(Exception):
@@ -349,3 +350,35 @@ def test_refusals_have_codes(guarded: ServerProcess, channel: str) -> None:
         client.call("call", name="two", method="live")
         client.call("abort", name="two")
         assert client.wait_state("two", "ended")["code"] == "aborted"
+
+
+# -- the edges of states -----------------------------------------------------------------------------------------------
+def test_nothing_is_thrown_lost_or_kept_at_the_edges_of_states(log: ProxiedLog, channel: str) -> None:
+    log.sql(
+        "CREATE TABLE edges (id bigint PRIMARY KEY, name text); SELECT socketio_pg.watch('edges'); "
+        "GRANT SELECT ON edges TO package_reader; "
+        "INSERT INTO edges VALUES (9, 'a'), (10, 'b'), (9007199254740993, 'c'), (10007199254740993, 'd'), (-11, 'e')"
+    )
+    publish(log, f"{channel}:many", {"txid": "77"}, *[{"txid": "78"}] * 400)
+    script = ROOT / "tests" / "live" / "package_edges.mjs"
+    done = subprocess.run(
+        ["node", script, log.address, "websocket", channel], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "closedWhilePartsLoad": ["closed"] * 3,
+        "closed": ["ended", "closed", "closed"],
+        "publishAfterClose": [["PublishError", "closed", False]] * 2,
+        "endedBeforeTheAnswer": "idle",
+        "refusedWithAListener": ["invalid_channel"],
+        "listenerRemovesItself": "invalid_channel",
+        "abortedBefore": ["aborted", "aborted"],
+        "unsubscribedWhilePreparing": ["unsubscribed", "idle"],
+        "retried": ["load_failed", "Loading failed: not yet"],
+        "iteratorIsAbandoned": [True, True, "idle"],
+        "signalOfALongLife": 0,
+        "seenAmongMany": "done",
+        "undefinedOptions": "done",
+        "notConnected": ["disconnected", "disconnected"],
+        "ordered": ["e a b c d"] * 3,
+    }
