@@ -58,6 +58,8 @@ export abstract class Store<Snapshot> {
     this.initial = this.snapshot = initial;
   }
 
+  protected get isOpen(): boolean { return this.#isOpen; }
+
   /** Keeps the store open until the returned function is called. */
   retain(): () => void {
     this.#users++;
@@ -68,7 +70,8 @@ export abstract class Store<Snapshot> {
       this.#isOpen = true;
       this.snapshot = this.initial;
       // Made with `autoConnect: false`, so that a server that renders the page does not connect.
-      if (this.client.state.code === "not_connected") this.client.connect();
+      const { code, reason } = this.client.state;
+      if (code === "disconnected" && !reason) this.client.connect();
       this.open();
     }
     return () => {
@@ -86,6 +89,7 @@ export abstract class Store<Snapshot> {
     this.#isOpen = false;
     dirty.delete(this);
     this.close();
+    this.snapshot = this.initial; // what a component shows that is mounted later
   }
 
   // --- For useSyncExternalStore ---
@@ -172,7 +176,8 @@ export interface ChannelView<Payload> {
 export const NO_CHANNEL: ChannelView<any> = { messages: [], total: 0, state: IDLE, error: null };
 
 export class ChannelStore<Payload> extends Store<ChannelView<Payload>> {
-  readonly channel: Channel<Payload>;
+  readonly #make: () => Channel<Payload>;
+  #channel: Channel<Payload> | null = null;
   readonly #limit: number;
   #pending: Message<Payload>[] = [];
   #total = 0;
@@ -180,22 +185,30 @@ export class ChannelStore<Payload> extends Store<ChannelView<Payload>> {
 
   constructor(client: Client<any>, name: string, options: ChannelOptions<any>, limit: number) {
     super(client, `channel ${name}`, NO_CHANNEL);
-    const made = name.includes("*") ? client.pattern(name, options) : client.channel(name, options);
-    this.channel = made as Channel<Payload>;
+    // A new one each time: one that has ended, for example because it was forbidden, would not start again.
+    this.#make = () => (
+      (name.includes("*") ? client.pattern(name, options) : client.channel(name, options)) as Channel<Payload>
+    );
     this.#limit = limit;
   }
+
+  /** The channel, while a component is mounted. */
+  get channel(): Channel<Payload> | null { return this.#channel; }
 
   protected override open(): void {
     this.#pending = [];
     this.#total = 0;
     this.#error = null;
-    this.channel.on("state", this.#onState).on("error", this.#onError).on("message", this.#onMessage);
+    this.#channel = this.#make();
+    this.#channel.on("state", this.#onState).on("error", this.#onError).on("message", this.#onMessage);
     this.change();
   }
 
   protected override close(): void {
-    this.channel.off("state", this.#onState).off("error", this.#onError).off("message", this.#onMessage);
-    void this.channel.unsubscribe();
+    const channel = this.#channel!;
+    this.#channel = null;
+    channel.off("state", this.#onState).off("error", this.#onError).off("message", this.#onMessage);
+    void channel.unsubscribe();
   }
 
   #onState = (state: ChannelState): void => {
@@ -218,7 +231,8 @@ export class ChannelStore<Payload> extends Store<ChannelView<Payload>> {
 
   protected override next(): ChannelView<Payload> {
     const { snapshot } = this;
-    const { state } = this.channel;
+    if (!this.#channel) return snapshot;
+    const { state } = this.#channel;
     if (!this.#pending.length && state === snapshot.state && this.#error === snapshot.error) return snapshot;
     let { messages } = snapshot;
     if (this.#pending.length) {
@@ -417,9 +431,15 @@ export class ConnectionStore extends Store<ConnectionView> {
     super(client, "", NO_CONNECTION);
   }
 
+  /** Before it is open, too: a component that is mounted later does not begin with "connecting". */
+  override getSnapshot = (): ConnectionView => {
+    if (!this.isOpen) this.snapshot = this.next();
+    return this.snapshot;
+  };
+
   protected override open(): void {
     this.client.on("state", this.#onChange).on("health", this.#onChange);
-    this.change();
+    this.snapshot = this.next();
   }
 
   protected override close(): void {

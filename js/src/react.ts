@@ -102,17 +102,17 @@ export function useChannel<Payload = never, Name extends string = string>(
   const handlers = useLatest(options);
   useEffect(() => {
     if (!store) return undefined;
-    const [end, { channel }] = [new AbortController(), store];
+    const release = store.retain();
+    const [end, channel] = [new AbortController(), store.channel!];
     const { signal } = end;
     channel.on("message", (message) => handlers.current.onMessage?.(message), { signal });
     channel.on("gap", (gap) => handlers.current.onGap?.(gap), { signal });
     channel.on("ephemeral", (message) => handlers.current.onEphemeral?.(message), { signal });
     channel.on("invalid", (invalid) => handlers.current.onInvalid?.(invalid), { signal });
     channel.on("error", (error) => handlers.current.onError?.(error), { signal });
-    const release = store.retain();
     return () => {
-      release();
       end.abort();
+      release();
     };
   }, [store]);
   const publish = useCallback<UseChannelResult<Found>["publish"]>((payload, how) => {
