@@ -115,7 +115,7 @@ def test_operator_signs_in_and_sees_figures(inspected: Inspected, chromium: Brow
             clients = page.get_by_role("figure").filter(has_text="Clients")
             expect(clients.locator(".value")).to_have_text("1")
             inspected.publish("orders", 61, 61)
-            image = page.get_by_role("img", name=re.compile("^Commit to send over 10 minutes: p99 .+ ms now"))
+            image = page.get_by_role("img", name=re.compile("^Publish to send over 10 minutes: p99 .+ ms now"))
             expect(image).to_be_visible()
         clients.get_by_text("Table").click()
         expect(clients.get_by_role("table")).to_contain_text("1")

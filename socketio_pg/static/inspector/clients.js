@@ -20,8 +20,8 @@ export function showClients(root, inspector) {
     title: "Clients", label: "Clients", path: "clients", field: "clients", key: ({ sid }) => sid, sort: "-since",
     placeholder: "Name, id, address, channel",
     columns: [
-      { id: "sub", name: "Client", sorts: "sub", depends: (row) => [row.sid, row.sub],
-        node: (row) => [h("a", { href: clientAddress(row.sid), class: row.sub ? "who" : "who nobody", text: row.sub ?? "anonymous" }), h("span", { class: "mono hint sid", text: row.sid })] },
+      { id: "sub", name: "Client", sorts: "sub", depends: (row) => [row.sid, row.sub, row.namespace],
+        node: (row) => [h("a", { href: clientAddress(row.sid), class: row.sub ? "who" : "who nobody", text: nameOf(row) }), h("span", { class: "mono hint sid", text: row.sid })] },
       { id: "address", name: "Address", sorts: "address", text: (row) => row.address ?? "–" },
       { id: "channels", name: "Channels", depends: (row) => [row.channels, row.tables],
         node: (row) => h("span", { class: "few", text: few([...row.channels ?? [], ...row.tables ?? []]) }) },
@@ -38,6 +38,11 @@ export function showClients(root, inspector) {
     note: ({ slow }) => (slow ? `${count(slow)} slow` : ""),
     nothing: () => empty("No clients are connected", "Open the playground in another tab, or run ", code(`curl -N ${new URL("../api/channels/foo/stream", document.baseURI)}`)),
   });
+}
+
+/** A client of the inspector has signed in there, and has no claims of an application. */
+function nameOf({ sub, namespace }) {
+  return sub ?? (namespace === "/inspector" ? "inspector" : "anonymous");
 }
 
 function few(names) {
@@ -78,7 +83,7 @@ export function showClient(root, inspector, sid) {
     }
     gone.replaceChildren();
     ({ sub } = client);
-    setText(title, sub ?? "anonymous");
+    setText(title, nameOf(client));
     all.hidden = !sub;
     setText(all, `Disconnect all of ${sub}`);
     showFacts(facts, client);
