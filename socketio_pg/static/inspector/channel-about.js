@@ -3,7 +3,7 @@
 import { get, repeat } from "./api.js";
 import { clientAddress } from "./clients.js";
 import { fact, h, setText } from "./dom.js";
-import { age, bytes, count, plural, short } from "./format.js";
+import { ago, bytes, count, plural, short } from "./format.js";
 import { jsonLine } from "./json.js";
 
 const PAUSE = 3_000;
@@ -66,7 +66,7 @@ export class About {
       ["Subscribers", kinds ? `${count(answer.subscribers)} (${kinds})` : count(answer.subscribers)],
       ["In", `${short(answer.messages_in)} messages/s, ${bytes(answer.bytes_in)}/s`],
       ["Out", `${short(answer.messages_out)} messages/s`],
-      ["Last message", answer.last_at ? `${age(Math.max(0, Date.now() / 1000 - answer.last_at))} ago` : "–"],
+      ["Last message", ago(answer.last_at && Math.max(0, Date.now() / 1000 - answer.last_at))],
       ["In the log", answer.stored === null || answer.stored === undefined ? "–" : `${count(answer.stored)}${answer.stored_more ? " or more" : ""}${answer.oldest_position ? `, from #${count(answer.oldest_position)}` : ""}`],
     ]);
     this.#once("members", answer.members, () => this.#showMembers(answer.members));

@@ -60,6 +60,12 @@ export function age(value) {
   return value < 1 ? "now" : seconds(value < 60 ? Math.floor(value) : value);
 }
 
+/** How long ago that was: "now", "5 s ago". */
+export function ago(value) {
+  const text = age(value);
+  return text === NONE || text === "now" ? text : `${text} ago`;
+}
+
 const two = (number) => String(number).padStart(2, "0");
 
 /** The local time as HH:MM:SS of a Date or of a text that Date understands, with the date when it is not today. */

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { Chart } from "./chart.js";
 import { fact, h, setText } from "./dom.js";
-import { age, bytes, count, milliseconds, plural, seconds, short, time } from "./format.js";
+import { age, ago, bytes, count, milliseconds, plural, seconds, short, time } from "./format.js";
 import { Table } from "./table.js";
 
 const ALL = "";
@@ -221,7 +221,7 @@ function showDatabase(postgres, log, { at, database }) {
     logFacts.push(
       ["Log", `${plural(found.messages ?? 0, "message")}, ${bytes(found.bytes)}`],
       ["Newest position", count(found.position)],
-      ["Oldest message", found.oldest_at ? `${age(at - found.oldest_at)} ago` : "–"],
+      ["Oldest message", ago(found.oldest_at && at - found.oldest_at)],
       ["Retention", [found.retention ? seconds(found.retention) : "for ever", found.max_messages ? `at most ${plural(found.max_messages, "message")}` : ""].filter(Boolean).join(", ")],
       ["Outbox", outbox?.messages ? `${plural(outbox.messages, "message")}, the oldest ${milliseconds(outbox.age * 1000)}` : "empty"],
       ["Epoch", found.epoch ?? "–"],
