@@ -390,6 +390,28 @@ def test_server_rendering_connects_to_nothing_and_hydrates(
     assert tab.page.evaluate("problems") == [], "the browser's first rendering is the server's"
 
 
+def test_a_channel_that_has_ended_starts_again_with_the_next_component(
+    log: ProxiedLog, open_tab: Open, channel: str
+) -> None:
+    tab = open_tab()
+    tab.page.evaluate(
+        """async name => {
+            window.other = client.channel(name, { filter: { n: 1 } }).on("message", () => {});
+            await other.live();
+        }""",
+        channel,
+    )
+    tab.show(channel={"name": channel})
+    tab.wait("channel", status="ended", error="conflicting_filter")
+    tab.page.evaluate("other.unsubscribe()")
+    tab.show(channel={"name": channel, "options": {"limit": 5}})
+    tab.wait("channel", status="live")
+    tab.show(channel={"name": channel})
+    tab.wait("channel", status="live", error=None)
+    log.publish(channel, 1, 1)
+    until(lambda: tab.shown("channel")["total"] == 1, "the message has come")
+
+
 def test_package_marks_its_components_as_those_of_a_client(site: Site) -> None:
     text = (ROOT / "js" / "dist" / "react.js").read_text()
     assert text.startswith('"use client";'), "otherwise Next.js refuses them in its app router"

@@ -20,7 +20,10 @@ const client = createClient(parameters.get("server")!, {
     return answer.text();
   },
   retryDelay: 100,
-  socket: { transports: [parameters.get("transport") ?? "websocket"], reconnectionDelay: 100, reconnectionDelayMax: 500 },
+  socket: {
+    autoConnect: false, // as on a page that a server has rendered: the first component connects
+    transports: [parameters.get("transport") ?? "websocket"], reconnectionDelay: 100, reconnectionDelayMax: 500,
+  },
 });
 
 /** Problems that React reports: a hydration mismatch, an error while rendering. */
