@@ -37,12 +37,11 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
   let checker: Checker | undefined;
   let preparing: Promise<void> | undefined;
 
-  const emitter = makeEmitter<ChannelEvents<any, any>>((event) => {
-    const isHeard = emitter.hears(event);
+  const emitter = makeEmitter<ChannelEvents<any, any>>((event, isAdded) => {
     if (event === "presence") {
-      if (isHeard) self.presence.watch();
+      if (isAdded) self.presence.watch();
     } else if ((LASTING as readonly string[]).includes(event)) {
-      if (isHeard) isStopped = false;
+      if (isAdded) isStopped = false;
       // Starts at once, and ends in a microtask, if nobody has begun to listen again by then.
       if (isUsed()) start();
       else queueMicrotask(() => { if (!isUsed()) stop(); });
@@ -127,7 +126,7 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
     start();
     const done = (async () => {
       await preparing;
-      if (!member) throw final ?? new SubscriptionError("unsubscribed", "unsubscribe() was called.", name);
+      if (!member) throw final ?? new SubscriptionError("unsubscribed", "unsubscribed", name);
       await member[until].promise;
     })();
     const told = done.then();
@@ -162,7 +161,12 @@ export function makeChannel(core: Core, place: Place, name: string, options: Cha
     },
     messages(how) {
       // No generator: return() must end a next() that waits.
-      const loop = lazy(async () => new (await core.part("reading")).Loop(self, options, how), {}, ["next", "return"]);
+      const early: Message<any>[] = []; // that come while the code is loaded
+      const hear = early.push.bind(early);
+      const loop = lazy(async () => {
+        self.on("message", hear);
+        return new (await core.part("reading")).Loop(self, options, how, early, hear);
+      }, {}, ["next", "return"]);
       loop[Symbol.asyncIterator] = () => loop;
       return loop;
     },

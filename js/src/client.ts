@@ -70,7 +70,7 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
       try {
         return await PARTS[key]() as PartOf<Key>;
       } catch (cause) {
-        const error = new SubscriptionError("part_unavailable", `Loading ${key} failed: ${cause}`, "", { cause });
+        const error = new SubscriptionError("part_unavailable", `${key}: ${cause}`, "", { cause });
         error.retrying = true;
         self.fail(error);
         await new Promise((resolve) => setTimeout(resolve, backoff(hub.options, attempt)));
@@ -108,11 +108,10 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
     channel: (channel: string, how?: {}) => makeChannel(self, { channel }, channel, how) as any,
     pattern: (pattern: string, how?: {}) => makeChannel(self, { pattern }, pattern, how) as any,
     table(name, how) {
-      const view = lazy(async (handle) => new (await part("table")).TableView(self, name, how, handle), {
-        state: stateOf("subscribing"), rows: new Map(), list: [], key: [], complete: true,
+      const view: any = lazy(async (handle) => new (await part("table")).TableView(self, name, how, handle), {
+        name, state: stateOf("subscribing"), rows: new Map(), list: [], key: [], complete: true,
         keyOf: () => undefined,
       }, ["live", "unsubscribe"]);
-      view.name = name;
       view.live();
       return view;
     },

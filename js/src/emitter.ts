@@ -14,7 +14,7 @@ export interface Emitter<Events> {
 }
 
 /** @param listened called when a listener of the event was added or removed */
-export function makeEmitter<Events>(listened?: (name: keyof Events) => void): Emitter<Events> {
+export function makeEmitter<Events>(listened?: (name: keyof Events, isAdded?: boolean) => void): Emitter<Events> {
   /** By event and listener: what forgets the listener's signal. */
   const listeners: { [Name in keyof Events]?: Map<(value: any) => void, () => void> } = Object.create(null);
   const hears = (name: keyof Events) => !!listeners[name]?.size;
@@ -23,7 +23,7 @@ export function makeEmitter<Events>(listened?: (name: keyof Events) => void): Em
     on(name, listener, { signal } = {}) {
       if (signal?.aborted) return this;
       (listeners[name] ??= new Map()).set(listener, onAbort(signal, () => this.off(name, listener)));
-      listened?.(name);
+      listened?.(name, true);
       return this;
     },
     off(name, listener) {

@@ -20,11 +20,20 @@ export class Loop implements AsyncIterableIterator<Message<any>> {
   #wake: (() => void)[] = [];
   #forget = () => {};
 
-  constructor(channel: ChannelHandle, options: LoopOptions, { signal, buffer = options.buffer }: LoopOptions = {}) {
+  /**
+   * @param options those of the channel, and then those of the loop
+   * @param early messages that have come before, and what has listened to them
+   */
+  constructor(
+    channel: ChannelHandle, options: LoopOptions, { signal, buffer = options.buffer }: LoopOptions = {},
+    early: Message<any>[], hear: (message: Message<any>) => void,
+  ) {
     this.#channel = channel;
     this.#size = buffer ?? 1_000;
-    channel.on("message", this.#add).on("state", this.#change);
-    this.#change(channel.state);
+    this.#change(channel.state); // it may have ended while this code was loaded
+    if (!this.#isEnded) channel.on("message", this.#add).on("state", this.#change);
+    channel.off("message", hear);
+    for (const message of early) this.#add(message);
     this.#forget = onAbort(signal, () => this.#end());
   }
 

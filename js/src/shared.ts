@@ -93,7 +93,7 @@ export function makeShared(
 
     add(member) {
       if (!self.allows(member)) {
-        failAll(new SubscriptionError("conflicting_filter", "Others have another filter.", name), [member]);
+        failAll(new SubscriptionError("conflicting_filter", "another filter", name), [member]);
         return;
       }
       filter = member.filter;

@@ -25,8 +25,11 @@ export class TableView {
   #wasCurrent = false;
   #isEnded = false;
 
+  readonly name;
+
   constructor(core: Core, name: string, options: TableOptions<any> | undefined, handle: Emitter<TableEvents<any>>) {
     const { where, order, limit, schema, signal } = options ?? {};
+    this.name = name;
     this.#handle = handle;
     this.#order = (order === undefined ? [] : Array.isArray(order) ? order : [order]).map((one: Order) => (
       typeof one === "string" ? { column: one, desc: false } : { column: one.column, desc: one.desc ?? false }

@@ -69,7 +69,7 @@ function makeEmitter(listened) {
             if (signal?.aborted)
                 return this;
             (listeners[name] ??= new Map()).set(listener, onAbort(signal, () => this.off(name, listener)));
-            listened?.(name);
+            listened?.(name, true);
             return this;
         },
         off(name, listener) {
@@ -230,14 +230,13 @@ function makeChannel(core, place, name, options = {}) {
     let extras;
     let checker;
     let preparing;
-    const emitter = makeEmitter((event) => {
-        const isHeard = emitter.hears(event);
+    const emitter = makeEmitter((event, isAdded) => {
         if (event === "presence") {
-            if (isHeard)
+            if (isAdded)
                 self.presence.watch();
         }
         else if (LASTING.includes(event)) {
-            if (isHeard)
+            if (isAdded)
                 isStopped = false;
             // Starts at once, and ends in a microtask, if nobody has begun to listen again by then.
             if (isUsed())
@@ -340,7 +339,7 @@ function makeChannel(core, place, name, options = {}) {
         const done = (async () => {
             await preparing;
             if (!member)
-                throw final ?? new SubscriptionError("unsubscribed", "unsubscribe() was called.", name);
+                throw final ?? new SubscriptionError("unsubscribed", "unsubscribed", name);
             await member[until].promise;
         })();
         const told = done.then();
@@ -374,7 +373,12 @@ function makeChannel(core, place, name, options = {}) {
         },
         messages(how) {
             // No generator: return() must end a next() that waits.
-            const loop = lazy(async () => new (await core.part("reading")).Loop(self, options, how), {}, ["next", "return"]);
+            const early = []; // that come while the code is loaded
+            const hear = early.push.bind(early);
+            const loop = lazy(async () => {
+                self.on("message", hear);
+                return new (await core.part("reading")).Loop(self, options, how, early, hear);
+            }, {}, ["next", "return"]);
             loop[Symbol.asyncIterator] = () => loop;
             return loop;
         },
@@ -411,7 +415,7 @@ function makeShared(place, name, socket, sendRequest, options, all) {
         allows: (member) => !members.size || JSON.stringify(member.filter) === JSON.stringify(filter),
         add(member) {
             if (!self.allows(member)) {
-                failAll(new SubscriptionError("conflicting_filter", "Others have another filter.", name), [member]);
+                failAll(new SubscriptionError("conflicting_filter", "another filter", name), [member]);
                 return;
             }
             filter = member.filter;
@@ -2089,11 +2093,19 @@ class Loop {
     #error;
     #wake = [];
     #forget = () => { };
-    constructor(channel, options, { signal, buffer = options.buffer } = {}) {
+    /**
+     * @param options those of the channel, and then those of the loop
+     * @param early messages that have come before, and what has listened to them
+     */
+    constructor(channel, options, { signal, buffer = options.buffer } = {}, early, hear) {
         this.#channel = channel;
         this.#size = buffer ?? 1_000;
-        channel.on("message", this.#add).on("state", this.#change);
-        this.#change(channel.state);
+        this.#change(channel.state); // it may have ended while this code was loaded
+        if (!this.#isEnded)
+            channel.on("message", this.#add).on("state", this.#change);
+        channel.off("message", hear);
+        for (const message of early)
+            this.#add(message);
         this.#forget = onAbort(signal, () => this.#end());
     }
     [Symbol.asyncIterator]() { return this; }
@@ -2452,8 +2464,10 @@ class TableView {
     #error = null;
     #wasCurrent = false;
     #isEnded = false;
+    name;
     constructor(core, name, options, handle) {
         const { where, order, limit, schema, signal } = options ?? {};
+        this.name = name;
         this.#handle = handle;
         this.#order = (order === undefined ? [] : Array.isArray(order) ? order : [order]).map((one) => (typeof one === "string" ? { column: one, desc: false } : { column: one.column, desc: one.desc ?? false }));
         const checked = (row) => {
@@ -2604,7 +2618,7 @@ function createClient(to, options = {}) {
                 return await PARTS[key]();
             }
             catch (cause) {
-                const error = new SubscriptionError("part_unavailable", `Loading ${key} failed: ${cause}`, "", { cause });
+                const error = new SubscriptionError("part_unavailable", `${key}: ${cause}`, "", { cause });
                 error.retrying = true;
                 self.fail(error);
                 await new Promise((resolve) => setTimeout(resolve, backoff(hub.options, attempt)));
@@ -2646,10 +2660,9 @@ function createClient(to, options = {}) {
         pattern: (pattern, how) => makeChannel(self, { pattern }, pattern, how),
         table(name, how) {
             const view = lazy(async (handle) => new (await part("table")).TableView(self, name, how, handle), {
-                state: stateOf("subscribing"), rows: new Map(), list: [], key: [], complete: true,
+                name, state: stateOf("subscribing"), rows: new Map(), list: [], key: [], complete: true,
                 keyOf: () => undefined,
             }, ["live", "unsubscribe"]);
-            view.name = name;
             view.live();
             return view;
         },

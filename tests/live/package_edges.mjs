@@ -112,6 +112,21 @@ const scenarios = {
     client.close();
     return [...found.map(({ done }) => done), channel.state.status];
   },
+  async messageWhileTheLoopLoads() {
+    const client = open();
+    const channel = client.channel(`${prefix}:loop`);
+    await channel.live();
+    const loop = channel.messages();
+    const next = loop.next();
+    for (const hear of client.socket.listeners("event")) hear({ channel: `${prefix}:loop`, payload: 5 }); // no later than this
+    const found = (await next).value.payload;
+    const other = channel.messages();
+    const ended = other.next();
+    channel.unsubscribe();
+    const all = [found, (await ended).done, (await loop.next()).done];
+    client.close();
+    return all;
+  },
   async signalOfALongLife() {
     const client = open();
     const { signal } = new AbortController();
