@@ -156,7 +156,7 @@ def test_publishing_is_measured(server: ServerProcess, channel: str) -> None:
         for durable in (False, True, True):
             assert client.call("publish", {"channel": channel, "payload": 1, "durable": durable})["ok"]
         names = [f'publish_duration_seconds_count{{tier="{tier}"}}' for tier in ("notify", "log")]
-        assert moved.by(*names, "commit_messages_count", "commit_messages_sum") == [1, 2, 3, 3]
+        moved.wait(dict(zip([*names, "commit_messages_count", "commit_messages_sum"], [1, 2, 3, 3], strict=True)))
         [seconds] = moved.by('publish_duration_seconds_sum{tier="notify"}')
         assert 0 < seconds < PATIENCE
         assert scrape(server)["publish_waiting_messages"] == 0

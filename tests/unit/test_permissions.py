@@ -20,6 +20,7 @@ from socketio_pg.core.errors import (
     ForbiddenError,
     LogNotInstalledError,
 )
+from tests.support.pace import slowness
 
 ALICE = Claims({"sub": "alice", "role": "authenticated"})
 
@@ -115,7 +116,7 @@ def test_pattern_with_many_stars_is_fast(answers: Answers) -> None:
     permissions = Permissions(Settings(authorization="claims"), "required", answers)
     began = time.process_time()
     assert not may(permissions, claims, "subscribe", "a" * 63)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < slowness()
 
 
 @pytest.mark.parametrize(
