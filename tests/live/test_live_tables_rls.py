@@ -19,7 +19,7 @@ from tests.support.patience import PATIENCE, until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.recovery import RecoveringClient
-from tests.support.server import ServerProcess
+from tests.support.server import PATIENT, ServerProcess
 from tests.support.swarm import Swarm
 from tests.support.tokens import mint
 
@@ -33,7 +33,7 @@ GRANT SELECT ON notes TO service_role;
 CREATE TABLE closed (id int PRIMARY KEY);
 SELECT socketio_pg.watch('notes', bulk_limit => 20), socketio_pg.watch('closed')
 """
-SETTINGS = RLS | {
+SETTINGS = RLS | PATIENT | {  # a client that reads slowly does not answer pings
     "ALLOWED_ROLES": "authenticated,service_role",
     "LIVE_TABLES": "public.*",
     "PERMISSION_RECHECK_SECONDS": "0",
