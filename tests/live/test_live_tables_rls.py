@@ -33,13 +33,17 @@ GRANT SELECT ON notes TO service_role;
 CREATE TABLE closed (id int PRIMARY KEY);
 SELECT socketio_pg.watch('notes', bulk_limit => 20), socketio_pg.watch('closed')
 """
-SETTINGS = RLS | PATIENT | {  # a client that reads slowly does not answer pings
-    "ALLOWED_ROLES": "authenticated,service_role",
-    "LIVE_TABLES": "public.*",
-    "PERMISSION_RECHECK_SECONDS": "0",
-    "AUTH": "optional",
-    "METRICS_TOKEN": TOKEN,
-}
+SETTINGS = (
+    RLS
+    | PATIENT
+    | {  # a client that reads slowly does not answer pings
+        "ALLOWED_ROLES": "authenticated,service_role",
+        "LIVE_TABLES": "public.*",
+        "PERMISSION_RECHECK_SECONDS": "0",
+        "AUTH": "optional",
+        "METRICS_TOKEN": TOKEN,
+    }
+)
 #: Those who wait for the table.
 WAITING = "SELECT count(*) FROM pg_locks WHERE relation = 'notes'::regclass AND NOT granted"
 
