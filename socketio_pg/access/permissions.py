@@ -39,7 +39,7 @@ _SETTINGS: dict[Action, str] = {"publish": "PUBLISH", "join": "PRESENCE", "ephem
 
 
 class Decision(NamedTuple):
-    """What decides about an action: a setting's name, ``claims`` (those of the token) or ``policies``.
+    """The decision about an action, and its cause: a setting's name, ``claims`` (those of the token) or ``policies``.
 
     ``reason`` is that of a refusal, None if it is allowed. The policies are still to be asked the ``question``.
     """

@@ -43,7 +43,7 @@ _RATES = ("bytes_in", "bytes_out", "messages_in")
 
 
 class _Look(NamedTuple):
-    """What was counted of a connection at a time (monotonic): bytes in and out, None if unknown, and messages."""
+    """The counts of a connection at a time (monotonic): bytes in and out, None if unknown, and messages."""
 
     at: float
     received: int | None

@@ -42,7 +42,7 @@ class InspectorAccess:
 
     @property
     def ways(self) -> list[str]:
-        """What one may sign in with: ``token``, ``jwt``."""
+        """The ways to sign in: ``token``, ``jwt``."""
         tokens = self._settings.inspector_token or self._settings.inspector_admin_token
         return [*(["token"] if tokens else []), *(["jwt"] if self._has_roles else [])]
 

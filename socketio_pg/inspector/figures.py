@@ -48,7 +48,7 @@ class Sources:
 
 
 class _Counts(NamedTuple):
-    """What has been counted up to a time (monotonic)."""
+    """The counts up to a time (monotonic)."""
 
     at: float
     messages_in: float

@@ -13,7 +13,7 @@ from socketio_pg.core.messages import EncodedMessage
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What was counted of one channel. The rates are per second; None while too little time has passed.
+    """The counts of one channel. The rates are per second; None while too little time has passed.
 
     ``last_at``: seconds since 1970, of the last message, which had ``last_bytes`` and this ``position`` in the log
     (None: it was a NOTIFY).
