@@ -156,12 +156,14 @@ def test_publishing_is_measured(server: ServerProcess, channel: str) -> None:
         for durable in (False, True, True):
             assert client.call("publish", {"channel": channel, "payload": 1, "durable": durable})["ok"]
         names = [f'publish_duration_seconds_count{{tier="{tier}"}}' for tier in ("notify", "log")]
-        moved.wait(dict(zip([*names, "commit_messages_count", "commit_messages_sum"], [1, 2, 3, 3], strict=True)))
+        notify, log, messages = moved.by(*names, "commit_messages_sum")
+        # The server itself sends a NOTIFY to other processes now and then.
+        assert (notify >= 1, log, messages) == (True, 2, notify + log)
         [seconds] = moved.by('publish_duration_seconds_sum{tier="notify"}')
         assert 0 < seconds < PATIENCE
         assert scrape(server)["publish_waiting_messages"] == 0
         assert client.call("publish", {"channel": "", "payload": 1})["error"]["code"] == "invalid_channel"
-        assert moved.by('errors_total{code="invalid_channel"}', *names) == [1, 1, 2]
+        assert moved.by('errors_total{code="invalid_channel"}', names[1]) == [1, 2]
 
 
 def test_relay_is_measured(log: Log, server: ServerProcess, channel: str) -> None:

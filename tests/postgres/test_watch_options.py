@@ -32,6 +32,7 @@ def test_watches_view_follows_watch_and_unwatch(orders: WatchDatabase) -> None:
     view = "SELECT * FROM socketio_pg.watches WHERE table_name = 'public.orders' ORDER BY channel"
     everything = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
     plain = ("public.orders", "table:public.orders", everything, None, None, None, True, "log", "statement", 1000, 0)
+    failures = (None, None)  # the last error, and its time
     assert orders.sql(view) == [
         (
             "public.orders",
@@ -45,15 +46,17 @@ def test_watches_view_follows_watch_and_unwatch(orders: WatchDatabase) -> None:
             "row",
             None,
             0,
+            *failures,
         ),
-        plain,
+        plain + failures,
     ]
     # The same channel again replaces the watch.
     orders.watch("orders", "orders:{customer_id}")
-    assert orders.sql(view)[0][2:] == (everything[:3], None, None, None, True, "log", "statement", 1000, 0)
+    replaced = (everything[:3], None, None, None, True, "log", "statement", 1000, 0)
+    assert orders.sql(view)[0][2:] == replaced + failures
     assert orders.sql("SELECT socketio_pg.unwatch('orders', 'other')") == [(0,)]
     assert orders.sql("SELECT socketio_pg.unwatch('orders', 'orders:{customer_id}')") == [(1,)]
-    assert orders.sql(view) == [plain]
+    assert orders.sql(view) == [plain + failures]
     orders.watch("orders", "second")
     assert orders.sql("SELECT socketio_pg.unwatch('orders')") == [(2,)]
     assert orders.sql("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'orders'::regclass") == [(0,)]
