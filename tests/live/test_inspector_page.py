@@ -176,15 +176,30 @@ def test_tail_of_a_channel(inspected: Inspected, chromium: Browser) -> None:
         # Pause keeps new messages in the server.
         tab.button("Pause")
         inspected.publish("orders", 100, 102)
-        expect(page.get_by_role("button", name="Resume · 3 new")).to_be_visible()
+        expect(page.locator(".tail-line")).to_contain_text("3 new")
+        # What a screen reader reads does not change with each message.
+        expect(page.locator(".tail-line").get_by_role("status")).to_have_text("Paused")
         expect(messages).to_have_count(50)
-        page.get_by_role("button", name="Resume").click()
+        tab.button("Resume")
         expect(messages).to_have_count(53)
+        expect(page.locator(".tail-state")).to_have_text("Live")
+        expect(page.locator(".tail-line .held")).to_be_empty()
         page.get_by_label("Search the messages shown").fill("101")
         expect(page.locator(".counts")).to_have_text(re.compile(r"^1 of 53 match"))
         page.get_by_label("Search the messages shown").fill("")
-        # More than a thousand: the oldest are dropped, and the page says so.
+        # Paused with a filter, and while the server keeps a thousand.
+        tab.button("Pause")
+        field.fill(json.dumps({"0": {"gte": 1001}}))
+        expect(page.locator(".tail-state")).to_have_text("Paused, filtered")
+        expect(page.get_by_text("New messages wait in the server until you resume")).to_be_visible()
         inspected.publish("orders", 1001, 2100)
+        expect(page.locator(".held")).to_have_text("1,100 new, of which 100 are dropped", timeout=PATIENCE)
+        tab.button("Resume")
+        expect(messages.first).to_contain_text("2100", timeout=PATIENCE)
+        field.fill("")
+        expect(messages).to_have_count(50)
+        # More than a thousand: the oldest are dropped, and the page says so.
+        inspected.publish("orders", 2101, 3200)
         expect(page.locator(".counts")).to_contain_text("the newest 1,000 kept", timeout=PATIENCE)
         expect(messages).to_have_count(1000)
         # A pattern shows the channels' names.
@@ -278,6 +293,7 @@ def test_reader_with_the_keyboard_alone(inspected: Inspected, chromium: Browser)
         press("Escape")
         press("p")
         expect(page.get_by_role("button", name="Resume")).to_be_visible()
+        expect(page.locator(".tail-state")).to_have_text("Paused")
         press("Escape")
         expect(page.get_by_role("heading", level=2, name="Channels")).to_be_visible()
         # Everything else is reached by Tab: the first links, and the rows.

@@ -36,7 +36,7 @@ export function showChannel(root, inspector, name) {
   });
   const search = h("input", { id: "search", type: "search", placeholder: "Search", "aria-label": "Search the messages shown", autocomplete: "off", spellcheck: "false", "aria-keyshortcuts": "/" });
   search.addEventListener("input", () => { list.search = search.value.trim(); });
-  const pause = h("button", { type: "button", class: "quiet", "aria-pressed": "false", "aria-keyshortcuts": "p", text: "Pause", on: { click: togglePause } });
+  const pause = h("button", { type: "button", class: "quiet", "aria-keyshortcuts": "p", text: "Pause", on: { click: togglePause } });
   const clear = h("button", { type: "button", class: "quiet", text: "Clear", on: { click: () => list.clear() } });
   const download = h("button", { type: "button", class: "quiet", text: "Save", title: "the messages shown, as NDJSON", on: { click: () => saveAll() } });
   const start = startField(parameters.get("start") ?? (isPattern ? "" : "history"), (value) => {
@@ -45,6 +45,8 @@ export function showChannel(root, inspector, name) {
   });
   const counts = h("p", { class: "hint counts", "aria-live": "off" });
   const stateText = h("p", { class: "tail-state", role: "status" });
+  // Beside the status and not in it: a screen reader would read each new figure.
+  const heldText = h("p", { class: "held", "aria-live": "off" });
   const nothing = h("div", { class: "empty" }, h("p"), h("p"));
 
   const list = new TailList({ showsChannel: isPattern, channelAddress, onReplay: replayFrom, onChange: showCounts });
@@ -58,7 +60,7 @@ export function showChannel(root, inspector, name) {
       about.element,
       h("section", { class: "tail", "aria-labelledby": "channel-title" },
         h("div", { class: "toolbar" }, filter.element, start.element, search, h("div", { class: "buttons" }, pause, clear, download)),
-        h("div", { class: "tail-line" }, stateText, counts),
+        h("div", { class: "tail-line" }, h("div", { class: "going" }, stateText, heldText), counts),
         scroller)));
 
   // --- The tail ---
@@ -80,6 +82,7 @@ export function showChannel(root, inspector, name) {
     }
     showState("starting");
     tail = null;
+    heldByServer = droppedByServer = 0;
     const request = { [isPattern ? "pattern" : "channel"]: name };
     if (filter.filter) request.filter = filter.filter;
     if (resumes && last) request.since = last;
@@ -196,15 +199,15 @@ export function showChannel(root, inspector, name) {
   // --- What is done ---
   async function togglePause() {
     isPaused = !isPaused;
-    pause.setAttribute("aria-pressed", String(isPaused));
     heldByServer = droppedByServer = 0;
     if (isPaused) list.paused = true;
+    showState(state);
     try {
       if (tail !== null) await live.request("tail_pause", { paused: isPaused });
     } catch {
       // The next connection pauses again.
     }
-    if (!isPaused) list.paused = false;
+    list.paused = isPaused; // it may have been pressed again meanwhile
     showCounts();
   }
 
@@ -227,8 +230,10 @@ export function showChannel(root, inspector, name) {
   function showState(to) {
     state = to;
     const isUp = live.state === "connected" || live.clientMissing;
-    setText(stateText, { starting: "Starting…", replaying: "Replaying…", live: filter.filter ? "Live, filtered" : "Live", ended: `Stopped: ${problem}`, waiting: isUp ? "Starting…" : "Not connected" }[to]);
-    stateText.dataset.state = to;
+    const isHeld = isPaused && (to === "live" || to === "replaying");
+    const goes = `${isHeld ? "Paused" : "Live"}${filter.filter ? ", filtered" : ""}`;
+    setText(stateText, { starting: "Starting…", replaying: isHeld ? goes : "Replaying…", live: goes, ended: `Stopped: ${problem}`, waiting: isUp ? "Starting…" : "Not connected" }[to]);
+    stateText.dataset.state = isHeld ? "paused" : to;
     showCounts();
   }
 
@@ -238,8 +243,8 @@ export function showChannel(root, inspector, name) {
     else if (list.received) parts.push(`${count(list.received)} received`);
     if (list.dropped || list.droppedByServer) parts.push(`the newest ${count(LIMIT)} kept, ${count(list.dropped + list.droppedByServer)} dropped`);
     setText(counts, parts.join(" · "));
-    const held = heldByServer + list.waiting;
-    setText(pause, isPaused ? `Resume${held ? ` · ${count(held)} new${droppedByServer ? `, ${count(droppedByServer)} dropped` : ""}` : ""}` : "Pause");
+    setText(pause, isPaused ? "Resume" : "Pause");
+    setText(heldText, isPaused ? `${count(heldByServer + list.waiting + droppedByServer)} new${droppedByServer ? `, of which ${count(droppedByServer)} are dropped` : ""}` : "");
     nothing.hidden = list.matching > 0;
     const [title, ...text] = describeNothing();
     setText(nothing.firstChild, title);

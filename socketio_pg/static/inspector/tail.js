@@ -35,7 +35,7 @@ export class TailList {
 
   get size() { return this.#entries.length; }
   get matching() { return this.#search ? this.#entries.filter(({ row }) => !row.hidden).length : this.size; }
-  get waiting() { return this.#waiting.length; }
+  get waiting() { return this.#waiting.filter(({ kind }) => kind === "message").length; }
 
   /** The messages that are kept, oldest first. */
   get messages() { return this.#entries.filter(({ message }) => message).map(({ message }) => message); }
