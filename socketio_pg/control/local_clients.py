@@ -167,16 +167,19 @@ class LocalClients:
             "since": round(session.since, 3),
             "transport": _transport(connection),
             "buffered": connection.buffered,
-            "subscriptions": len(channels) + len(tables),
+            "subscriptions": len(channels) + self._tables.count_of(sid),
             "channels": channels[:MAX_CHANNELS],
             "tables": tables[:MAX_CHANNELS],
         }
 
     def subscriptions(self, sid: str) -> Sequence[dict[str, Any]]:
-        """Return the subscriptions of a connection: ``channel``, ``pattern`` or ``table``, and ``filter``."""
+        """Return the subscriptions of a connection: ``channel``, ``pattern`` or ``table``, and ``filter``.
+
+        One to a live table may have an ``id``, the client's own.
+        """
         names = sorted(self._hub.channels_of(sid))[:MAX_SUBSCRIPTIONS]
         found = [{**named(name), "filter": self.filter_of(sid, name)} for name in names]
-        return [*found, *({"table": name, "filter": None} for name in self._tables.names(sid))]
+        return [*found, *self._tables.describe(sid)]
 
     def filter_of(self, sid: object, name: str) -> Any:
         """Return the filter of a subscription as JSON; None without one."""
@@ -222,8 +225,10 @@ class LocalClients:
         if matches(search, (session.subject, session.sid, self._address(session, connection))):
             return True
         claims = self._senders.of(session.claims).values()
-        return matches(search, (one for one in claims if isinstance(one, str))) or matches(
-            search, self._hub.channels_of(session.sid)
+        return (
+            matches(search, (one for one in claims if isinstance(one, str)))
+            or matches(search, self._hub.channels_of(session.sid))
+            or matches(search, self._tables.names(session.sid))
         )
 
     def _figures(self, session: Session, connection: Socket | Stream, *, counts: bool) -> _Figures:
@@ -264,7 +269,7 @@ class LocalClients:
             case "transport":
                 return _transport(connection)
             case "subscriptions":
-                return self._hub.count_channels(session.sid) + len(self._tables.names(session.sid))
+                return self._hub.count_channels(session.sid) + self._tables.count_of(session.sid)
             case "slow":
                 return figures.buffered, figures.stuck, figures.replay_lag or 0
             case "node":  # the same for all of a process

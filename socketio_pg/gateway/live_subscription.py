@@ -61,6 +61,7 @@ class LiveSubscription:
         self.wanted = wanted
         self._on_restart = on_restart
         self._on_end = on_end
+        #: Its name among the replays of the client, not the channel of the watch.
         self.channel = turn_name(wanted.place)
         self.ended = False
         #: Whether its rows are being read again.

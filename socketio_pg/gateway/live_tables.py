@@ -106,13 +106,31 @@ class LiveTables(Receiver):
         """Return whether a client has a live table."""
         return sid in self._subscriptions
 
+    @property
+    def count(self) -> int:
+        """The number of subscriptions of all clients."""
+        return sum(map(len, self._subscriptions.values()))
+
+    def count_of(self, sid: str) -> int:
+        """Return the number of a client's subscriptions: it may have several of one table."""
+        return len(self._subscriptions.get(sid, ()))
+
+    def describe(self, sid: str) -> list[dict[str, Any]]:
+        """Return a client's subscriptions: ``table``, ``id`` if it has one, and ``filter`` as JSON, None without one."""
+        found = []
+        for place, subscription in self._subscriptions.get(sid, {}).items():
+            filter = subscription.wanted.query.filter
+            found.append({**place.to_wire(), "filter": None if filter is None else filter.to_wire()})
+        return found
+
     def names(self, sid: str) -> list[str]:
         """Return the names of a client's live tables."""
         return sorted({place.table for place in self._subscriptions.get(sid, ())})
 
     def end(self, sid: str, matches: Callable[[str], bool]) -> int:
         """End the live tables of a client whose channel matches, as the application says. Return their number."""
-        found = [one for one in self._subscriptions.get(sid, {}).values() if matches(one.channel)]
+        of_client = self._subscriptions.get(sid, {}).values()
+        found = [one for one in of_client if one.shown is not None and matches(one.shown.table.channel)]
         for subscription in found:
             self._end(subscription, EndedByServerError("the server has ended this subscription"))
         return len(found)

@@ -20,6 +20,7 @@ import socketio
 from tests.support.cli import run
 from tests.support.clients import SocketClient
 from tests.support.http_api import refusal
+from tests.support.live_tables import TableClient
 from tests.support.log import Log
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
@@ -33,7 +34,14 @@ from tests.support.tokens import SECRET, mint
 RECIPES = ROOT / "docs" / "recipes.md"
 Several: TypeAlias = tuple[list[SocketClient], Stream, SocketClient]
 TOKEN = "the operator's token: 0123456789"
-SETTINGS = {"JWT_SECRET": SECRET, "ADMIN_TOKEN": TOKEN, "FROM_CLAIMS": "sub,name", "AUTH": "required"}
+SETTINGS = {
+    "JWT_SECRET": SECRET,
+    "ADMIN_TOKEN": TOKEN,
+    "FROM_CLAIMS": "sub,name",
+    "AUTH": "required",
+    "LIVE_TABLES": "public.*",
+    "LIVE_TABLE_ROLE": "control_reader",
+}
 
 
 class Nodes(Log):
@@ -74,6 +82,7 @@ class Nodes(Log):
 
 @pytest.fixture(scope="module")
 def nodes(newest_pg: Cluster) -> Iterator[Nodes]:
+    newest_pg.sql("CREATE ROLE control_reader")
     made = Nodes(newest_pg, "control")
     try:
         until(lambda: made.sql("SELECT to_regclass('socketio_pg.log')") != [(None,)], "the schema is installed")
@@ -161,6 +170,30 @@ def test_users_are_reached_and_their_subscriptions_end(nodes: Nodes, several: Se
     assert {bob.next("event")["payload"] for _ in range(2)} == {1, 2}
     assert [one.pending("event") for one in clients] == [0, 0, 0, 0]
     assert bob.pending("direct") == bob.pending("unsubscribed") == 0
+
+
+def test_live_tables_of_a_user_end(nodes: Nodes) -> None:
+    """By the channel of the table, and with a pattern."""
+    nodes.sql(
+        "CREATE TABLE invoices (id int PRIMARY KEY); SELECT socketio_pg.watch('invoices');"
+        "CREATE TABLE payments (id int PRIMARY KEY); SELECT socketio_pg.watch('payments');"
+        "GRANT SELECT ON invoices, payments TO control_reader"
+    )
+    with TableClient(nodes.server.url, auth={"token": mint(sub="ann/1")}) as one:
+        for table in ("invoices", "payments"):
+            answer = one.table(f"public.{table}")
+            assert answer["ok"], answer
+            assert one.table(f"public.{table}", id="mine")["ok"]
+        [shown] = nodes.call("GET", "connections", params={"sub": "ann/1"})["connections"]
+        assert (shown["subscriptions"], shown["tables"]) == (4, ["public.invoices", "public.payments"])
+        nodes.sql("SELECT socketio_pg.unsubscribe_user('ann/1', 'table:public.payments')")
+        ended = [one.next("unsubscribed") for _ in range(2)]
+        assert {(body["table"], body.get("id"), body["reason"]) for body in ended} == {
+            ("public.payments", None, "ended_by_server"), ("public.payments", "mine", "ended_by_server"),
+        }  # fmt: skip
+        assert nodes.call("DELETE", f"{ANN}/subscriptions", params={"channel": "other"})["count"] == 0
+        assert nodes.call("DELETE", f"{ANN}/subscriptions", params={"channel": "table:*"})["count"] == 2
+        assert {one.next("unsubscribed")["table"] for _ in range(2)} == {"public.invoices"}
 
 
 def test_a_disconnected_user_does_not_come_back_by_itself(nodes: Nodes, several: Several) -> None:
