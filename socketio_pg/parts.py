@@ -369,6 +369,7 @@ class Parts:
                     self.pubsub,
                     self.relay,
                     self.backlog,
+                    self._tables,
                     self._admission,
                     self.health,
                     lambda: cluster.workers_listener or self.pubsub.listener,

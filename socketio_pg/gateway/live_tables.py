@@ -116,7 +116,7 @@ class LiveTables(Receiver):
         return len(self._subscriptions.get(sid, ()))
 
     def describe(self, sid: str) -> list[dict[str, Any]]:
-        """Return a client's subscriptions: ``table``, ``id`` if it has one, and ``filter`` as JSON, None without one."""
+        """Return a client's subscriptions: ``table``, ``id`` if it has one, and ``filter`` as JSON or None."""
         found = []
         for place, subscription in self._subscriptions.get(sid, {}).items():
             filter = subscription.wanted.query.filter

@@ -11,6 +11,7 @@ from socketio_pg.core import green, metrics
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine.stream import StreamConnection
 from socketio_pg.gateway.admission import Admission
+from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.inspector.clock import Clock
 from socketio_pg.inspector.latency import Latencies, Measured, Sent, quantiles
 from socketio_pg.inspector.samples import Samples, Value, rounded, slot
@@ -41,6 +42,7 @@ class Sources:
     pubsub: PubSub
     relay: Relay
     backlog: Backlog
+    tables: LiveTables
     admission: Admission
     health: Callable[[], Mapping[str, str | None]]
     listener: Callable[[], ChannelListener]
@@ -131,6 +133,7 @@ class Figures:
             "draining": sources.admission.draining,
             "clients": self._clients(),
             "subscriptions": self._subscriptions(),
+            "live_tables": sources.tables.count,
             "channels": hub.channel_count - len(hub.patterns),
             "patterns": len(hub.patterns),
             "p50": None if p50 is None or offset is None else rounded("p50", max(0.0, p50 + offset)),
@@ -200,9 +203,9 @@ class Figures:
             number,
             (
                 rates["messages_in"], rates["bytes_in"], rates["messages_out"], rates["bytes_out"], rates["published"],
-                self._clients(), self._subscriptions(), p50, p99, max(self._lags, default=0.0),
-                None if reading is None else reading.outbox_age, self._sources.pubsub.hub.count_held(),
-                rates["replayed"], rates["cpu"],
+                self._clients(), self._subscriptions(), self._sources.tables.count, p50, p99,
+                max(self._lags, default=0.0), None if reading is None else reading.outbox_age,
+                self._sources.pubsub.hub.count_held(), rates["replayed"], rates["cpu"],
             ),
         )  # fmt: skip
 
@@ -224,8 +227,9 @@ class Figures:
         return max(0, len(pubsub.hub) - pubsub.local_count)
 
     def _subscriptions(self) -> int:
+        """Return the number of subscriptions of clients to channels, patterns and live tables."""
         pubsub = self._sources.pubsub
-        return max(0, pubsub.hub.subscription_count - pubsub.local_count)
+        return max(0, pubsub.hub.subscription_count - pubsub.local_count) + self._sources.tables.count
 
 
 def _memory() -> int | None:

@@ -16,7 +16,7 @@ from socketio_pg.inspector.samples import COUNT, INTERVAL, NAMES, merge, slot
 #: Figures of processes, beside those of the series, that have a total.
 _ADDED = (
     "messages_in", "bytes_in", "messages_out", "bytes_out", "published", "replayed", "clients", "subscriptions",
-    "slow", "buffered", "replays", "measured", "memory", "cpu",
+    "live_tables", "slow", "buffered", "replays", "measured", "memory", "cpu",
 )  # fmt: skip
 _MERGED = ("p50", "p99", "loop_lag", "outbox_age", "outbox_messages")
 

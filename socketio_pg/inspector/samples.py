@@ -7,8 +7,8 @@ from collections.abc import Sequence
 INTERVAL, COUNT = 5.0, 120
 #: What a sample has. Rates are per second; p50 and p99 are raw latencies.
 NAMES = (
-    "messages_in", "bytes_in", "messages_out", "bytes_out", "published", "clients", "subscriptions", "p50", "p99",
-    "loop_lag", "outbox_age", "replays", "replayed", "cpu",
+    "messages_in", "bytes_in", "messages_out", "bytes_out", "published", "clients", "subscriptions", "live_tables",
+    "p50", "p99", "loop_lag", "outbox_age", "replays", "replayed", "cpu",
 )  # fmt: skip
 #: How the values of several processes become one; the others are added.
 HIGHEST = frozenset({"loop_lag", "outbox_age", "p99"})

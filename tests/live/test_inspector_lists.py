@@ -320,6 +320,34 @@ def test_clients_of_all_processes(nodes: Nodes, people: dict[str, Any]) -> None:
     assert refused(nodes.admin.post("clients/disconnect", {})) == (400, "invalid_request")
 
 
+def test_live_tables_are_subscriptions(nodes: Nodes) -> None:
+    nodes.sql("GRANT SELECT ON orders TO lists_customer; SELECT socketio_pg.watch('orders')")
+    token = mint(sub="tables", role="lists_customer")
+    with contextlib.closing(SocketClient(nodes.other.url, auth={"token": token})) as client:
+        assert client.call("subscribe", {"channel": "chat:1"})["ok"]
+        assert client.call("subscribe", {"table": "public.orders"})["ok"]
+        answer = client.call("subscribe", {"table": "public.orders", "id": "open", "where": {"status": "open"}})
+        assert answer["ok"], answer
+        sid = client.io.get_sid()
+        [one] = nodes.reader.read("clients", params={"sid": sid})["clients"]
+        assert (one["subscriptions"], one["tables"]) == (3, ["public.orders"])
+        assert one["subscriptions_of"] == [
+            {"channel": "chat:1", "filter": None},
+            {"table": "public.orders", "filter": None},
+            {"table": "public.orders", "id": "open", "filter": {"status": "open"}},
+        ]
+        assert nodes.reader.read("clients", params={"search": "public.ord"})["total"] == 1
+
+        def counted() -> bool:
+            total = nodes.reader.read("now?history=0")["total"]
+            return (total["clients"], total["subscriptions"], total["live_tables"]) == (1, 3, 2)
+
+        # Clients of earlier tests leave in their own time.
+        until(counted, "they are counted, and named as what they are")
+        until(lambda: 2 in nodes.reader.read("now")["total"]["series"]["live_tables"], "the samples have them, too")
+    nodes.sql("SELECT socketio_pg.unwatch('orders')")
+
+
 def test_slow_consumers_come_first(nodes: Nodes) -> None:
     token = mint(sub="slow", role="lists_customer")
     with socket.create_connection(("127.0.0.1", nodes.other.port)) as reader:

@@ -24,8 +24,8 @@ export function showClients(root, inspector) {
         node: (row) => [h("a", { href: clientAddress(row.sid), class: row.sub ? "who" : "who nobody", text: nameOf(row) }), h("span", { class: "mono hint sid", text: row.sid })] },
       { id: "address", name: "Address", sorts: "address", text: (row) => row.address ?? "–" },
       { id: "channels", name: "Channels", depends: (row) => [row.channels, row.tables],
-        node: (row) => h("span", { class: "few", text: few([...row.channels ?? [], ...row.tables ?? []]) }) },
-      { id: "subscriptions", name: "Subscr.", number: true, sorts: "subscriptions", text: (row) => count(row.subscriptions) },
+        node: (row) => h("span", { class: "few", text: few([...row.channels ?? [], ...(row.tables ?? []).map((table) => `live table ${table}`)]) }) },
+      { id: "subscriptions", name: "Subscr.", number: true, sorts: "subscriptions", text: (row) => count(row.subscriptions), title: () => "subscriptions to channels, patterns and live tables" },
       { id: "messages_in", name: "In/s", number: true, sorts: "messages_in", text: (row) => short(row.messages_in), title: () => "messages of the client per second" },
       { id: "bytes_out", name: "Out/s", number: true, sorts: "bytes_out", text: (row) => bytes(row.bytes_out), title: () => "bytes to the client per second" },
       { id: "buffered", name: "Buffered", number: true, sorts: "slow", depends: (row) => [row.buffered, row.stuck > 1, row.replay_lag],
@@ -116,10 +116,11 @@ function subscriptionsOf(client) {
   return [...(client.channels ?? []).map((channel) => ({ channel })), ...(client.tables ?? []).map((table) => ({ table }))];
 }
 
-function subscription({ channel, pattern, table, filter }) {
+function subscription({ channel, pattern, table, id, filter }) {
   const name = channel ?? pattern;
   return h("li", {}, name ? h("a", { href: channelAddress(name) }, channelName(name)) : h("span", { class: "mono", text: table }),
     pattern ? h("span", { class: "badge", text: "pattern" }) : null, table ? h("span", { class: "badge", text: "live table" }) : null,
+    id ? h("span", { class: "hint", text: id }) : null,
     filter ? h("code", { class: "filter-text", text: JSON.stringify(filter) }) : null);
 }
 
