@@ -3,7 +3,8 @@
 The page is that of the tests, built for production: `useChannel` with a limit of 10,000 and a list that renders the
 visible lines. Chromium renders without a GPU, on the cores that the server and PostgreSQL use, too. So the time of the
 page's main thread says more about the library than the frames per second do: it is CPU time. A second page, with a
-bare WebSocket that only counts the messages, shows what Chromium itself spends on them.
+bare WebSocket that only counts the messages, shows what Chromium itself spends on them. Each page is measured with
+batches and without (single messages), over WebSocket.
 """
 
 import argparse
@@ -45,16 +46,25 @@ _RECORD = """{
 _BARE = """<!doctype html><script type="module">
 window.bare = true;
 window.flood = { total: 0, last: null, status: "" };
+const batch = !location.search.includes("batch=0");
 const server = new URLSearchParams(location.search).get("server").replace("http", "ws");
 const socket = new WebSocket(`${server}/socket.io/?EIO=4&transport=websocket`);
 socket.onmessage = ({ data }) => {
-  if (data.startsWith('42["event"')) flood.total++;
+  if (data.startsWith('42["event",')) flood.total++;
+  else if (data.startsWith('42["events",')) flood.total += JSON.parse(data.slice(2))[1].length;
   else if (data.startsWith("0")) socket.send("40");
   else if (data === "2") socket.send("3");
-  else if (data.startsWith("40")) socket.send('42["subscribe",{"channel":"flood"}]');
+  else if (data.startsWith("40")) socket.send(`42["subscribe",{"channel":"flood","batch":${batch}}]`);
   else if (data.startsWith('42["subscribed"')) flood.status = "live";
 };
 </script>"""
+#: The page of React. Without batches, it asks for none.
+_REACT = """<!doctype html><div id="root"></div><script>
+if (location.search.includes("batch=0")) {
+  const { send } = WebSocket.prototype;
+  WebSocket.prototype.send = function (text) { send.call(this, text.replace('"batch":true', '"batch":false')); };
+}
+</script><script type="module" src="harness.js"></script>"""
 _SEND = {
     "notify": "SELECT pg_notify(%s, json_build_array(n, repeat('x', 50))::text) FROM generate_series(%s, %s) AS n",
     "log": "SELECT socketio_pg.publish(%s, jsonb_build_array(n, repeat('x', 50))) FROM generate_series(%s, %s) AS n",
@@ -177,9 +187,7 @@ def main() -> None:
         production = '--define:process.env.NODE_ENV="production"'
         minify = [] if options.profile else ["--minify"]
         bundle(ROOT / "tests/live/react/harness.tsx", folder, "--splitting", production, *minify)
-        (folder / "index.html").write_text(
-            '<!doctype html><div id="root"></div><script type="module" src="harness.js"></script>'
-        )
+        (folder / "index.html").write_text(_REACT)
         (folder / "bare.html").write_text(_BARE)
         site = stack.enter_context(contextlib.closing(Site(folder)))
         url, version = stack.enter_context(database.running(machine.choose_cores()))
@@ -189,10 +197,14 @@ def main() -> None:
         profile = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         page = stack.enter_context(contextlib.closing(Page(options.chromium, profile)))
         print(f"PostgreSQL {version}, tier {options.tier}, {options.seconds:g} s each")
-        pages = [("bare.html", "websocket", options.rates[-1:]), ("index.html", "websocket", options.rates)]
-        pages.append(("index.html", "polling", options.rates[-1:]))
-        for path, transport, rates in pages:
-            query = urllib.parse.urlencode({"server": server.url, "anonymous": 1, "transport": transport})
+        last = options.rates[-1:]
+        pages = [("bare.html", "websocket", 0, last), ("bare.html", "websocket", 1, last)]
+        pages += [("index.html", "websocket", 0, last), ("index.html", "websocket", 1, options.rates)]
+        pages.append(("index.html", "polling", 1, last))
+        for path, transport, batch, rates in pages:
+            query = urllib.parse.urlencode(
+                {"server": server.url, "anonymous": 1, "transport": transport, "batch": batch}
+            )
             page.call("Page.navigate", url=f"{site.url}/{path}?{query}")
             page.wait(f"location.href.endsWith('/{path}?{query}') && ('show' in window || 'bare' in window)")
             page.evaluate(f"window.show?.({{flood: '{CHANNEL}'}})")
@@ -201,7 +213,8 @@ def main() -> None:
                 with contextlib.closing(Sender(url, options.tier, rate)):
                     time.sleep(WARM_SECONDS)
                     found = measure(page, options.seconds)
-                print(f"{path} {transport} {rate:>6} sent/s: {json.dumps(found)}", flush=True)
+                how = "batches" if batch else "single "
+                print(f"{path:<10} {transport:<9} {how} {rate:>6} sent/s: {json.dumps(found)}", flush=True)
         if options.profile:
             with contextlib.closing(Sender(url, options.tier, options.rates[-1])):
                 page.call("Profiler.enable")

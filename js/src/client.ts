@@ -127,7 +127,7 @@ export function createClient<Channels = unknown>(to: string | Socket, options: C
     },
     close() {
       if (closed) return;
-      closed = new SubscriptionError("closed", "close() was called.", "");
+      closed = new SubscriptionError("closed", "closed", "");
       hub.close();
       if (isOwn) socket.disconnect();
       become("ended", "closed", closed.message);

@@ -5,7 +5,7 @@ import type { Many, Send } from "./many.js";
 import type { Place } from "./member.js";
 import { makeShared, type Shared } from "./shared.js";
 import type { DirectMessage, Health } from "./types.js";
-import { isoTime, request, type Failure, type Options, type Wire } from "./util.js";
+import { call, isoTime, request, type Failure, type Options, type Wire } from "./util.js";
 
 /** Events for channels and patterns. */
 const SHARED_EVENTS = ["event", "gap", "live", "subscribed", "unsubscribed"] as const;
@@ -95,7 +95,7 @@ export function makeHub(
       lastError = { code: "disconnected", message: "The server has ended the connection." };
       for (const shared of all()) shared.settle();
     },
-    error({ code, message }) { lastError = { code, message }; },
+    error(failure) { lastError = failure; },
     disconnect(reason) {
       features = undefined;
       for (const part of parts) part.lose?.();
@@ -117,6 +117,10 @@ export function makeHub(
       hear();
       report("direct", message);
     },
+  };
+  // To all listeners, as if each had come alone.
+  events.events = (bodies: any) => {
+    for (const body of bodies) for (const listener of socket.listeners("event")) call(listener, body);
   };
   for (const name of SHARED_EVENTS) {
     events[name] = (body) => {

@@ -104,7 +104,7 @@ export function makeShared(
 
     remove(member) {
       if (!members.delete(member)) return;
-      end(member, new SubscriptionError("unsubscribed", "unsubscribe() was called.", name));
+      end(member, new SubscriptionError("unsubscribed", "unsubscribed", name));
       settle();
     },
 
@@ -129,12 +129,12 @@ export function makeShared(
     event(message) {
       const { position } = message;
       if (message.ephemeral) {
-        for (const one of [...members]) if (members.has(one) && one.established) one.report("ephemeral", message);
+        for (const one of established()) if (members.has(one)) one.report("ephemeral", message);
         return;
       }
       if (message.retained || (retained && position! > retained.position!)) retained = message;
-      for (const one of [...members]) {
-        if (!members.has(one) || !one.established) continue; // ended by another handler of this message
+      for (const one of established()) {
+        if (!members.has(one)) continue; // ended by another handler of this message
         if (position !== undefined) {
           // It will be replayed, or was already delivered.
           if (!one.live || (one.position && position <= one.position.position)) continue;
@@ -209,7 +209,7 @@ export function makeShared(
     if (!isUsed() && !isOpen && all.get(name) === self) all.delete(name);
   }
 
-  function isUsed() { return members.size > 0 || Boolean(self.presence?.wish); }
+  function isUsed() { return members.size || self.presence?.wish; }
 
   function established() { return [...members].filter((one) => one.established); }
 
@@ -249,7 +249,7 @@ export function makeShared(
     const sent = { ...place, ...body };
     awaited = event;
     if (event === "subscribe") {
-      isOpen = true;
+      isOpen = sent.batch = true;
       if (filter) sent.filter = filter;
       if (options.numbers) sent.numbers = options.numbers;
     }
@@ -268,7 +268,7 @@ export function makeShared(
   /** The server has confirmed the subscription; with `since` or `history`, it replays the log after `start`. */
   function accept(answer: Wire, { body: { since, history }, requesters }: Request) {
     isOpen = true;
-    const wasLive = new Set([...members].filter((one) => one.live));
+    const wasLive = [...members].filter((one) => one.live);
     const start = positionOf(answer);
     self.maxRate = answer.max_rate ?? null;
     const lost = answer.recovered === false;
@@ -304,9 +304,9 @@ export function makeShared(
     if (requesters.some((one) => one.live && startsFromSnapshot(one))) {
       for (const one of members) if (!requesters.includes(one)) one.live = false;
     }
-    for (const one of members) if (one.live && !wasLive.has(one)) confirm(one);
+    for (const one of members) if (one.live && !wasLive.includes(one)) confirm(one);
     const isLive = requesters.filter((one) => one.live);
-    if (!since && !history && retained && retained.payload !== null && wasLive.size) {
+    if (!since && !history && retained && retained.payload !== null && wasLive[0]) {
       for (const one of isLive) if (one.live) deliver(one, { ...retained, retained: true });
     }
     // Otherwise the server reports when the replay has caught up.

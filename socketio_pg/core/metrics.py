@@ -217,8 +217,9 @@ class FanOut:
         for name, help, label, values in (
             ("messages", "Messages received by this node from the database, by tier.", "tier",
              (self.notify_messages, self.log_messages)),
-            ("delivered_frames", "Events handed to client connections, counted once per client.", "transport",
-             (self.frames, self.polled, self.streamed)),
+            ("delivered_frames",
+             "Events handed to client connections, counted once per client; each message of a batch counts.",
+             "transport", (self.frames, self.polled, self.streamed)),
             ("delivered_bytes", "Bytes of these events, with WebSocket framing but without TCP headers.", "transport",
              (self.frame_bytes, self.polled_bytes, self.streamed_bytes)),
             ("dropped_bytes", "Unsent bytes in send buffers of connections that ended.", "reason",

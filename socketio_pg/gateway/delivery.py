@@ -46,7 +46,7 @@ from socketio_pg.version import __version__
 logger = logging.getLogger("socketio_pg.delivery")
 
 #: What clients cannot find out otherwise, for `server_hello`: see docs/protocol.md.
-FEATURES = ("publish_id", "live", "patterns", "ephemeral", "echo", "trace", "presence")
+FEATURES = ("publish_id", "live", "patterns", "ephemeral", "echo", "trace", "presence", "batch")
 
 
 class Delivery:

@@ -189,7 +189,7 @@ class LiveSubscription:
         socket = self._manager.socket_of(self.sid)
         if socket is not None:
             packets = [self._rows_packet(sequence, page)] if isinstance(page, RowsPage) else self._packets(page)
-            self._manager.emit_page(packets, socket)
+            self._manager.emit_page(packets, self.sid, socket)
         return True
 
     def _rows_packet(self, sequence: RowsSequence, page: RowsPage) -> EncodedPacket:

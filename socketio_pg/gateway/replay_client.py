@@ -125,7 +125,8 @@ class ReplayClient:
         socket = self.tools.manager.socket_of(self.sid)
         if socket is not None and messages:
             metrics.replayed_messages.inc(len(messages))
-            self.tools.manager.emit_page([self.encode(message, (self.channel,)) for message in messages], socket)
+            packets = [self.encode(message, (self.channel,)) for message in messages]
+            self.tools.manager.emit_page(packets, self.sid, socket)
 
     def encode(self, message: EncodedMessage, names: Sequence[str]) -> EncodedPacket:
         """Return the event of a message that comes through the client's subscriptions ``names``, this one included."""

@@ -32,7 +32,7 @@ from socketio_pg.recovery.session import Entry
 MAX_CHANNELS = 500
 
 #: Fields of a request for many channels that apply to each channel, whatever position the channel has.
-_SHARED = ("filter", "numbers", "presence")
+_SHARED = ("batch", "filter", "numbers", "presence")
 
 _limited_log = RateLimitedLog(logging.getLogger("socketio_pg.subscribing"))
 
@@ -60,6 +60,8 @@ class Pending:
     #: Whether the client's session has it, and the subscription that it replaces there.
     stored: bool = False
     former: Entry | None = None
+    #: Whether the client takes several messages in one event, if it says so.
+    batch: bool | None = None
     #: What the client has asked for in the channel's presence.
     presence: Prepared | None = None
 
@@ -118,6 +120,7 @@ class Subscribing:
         self._require(sid, channel)
         # Only clients that have the permission cost more than the question.
         start, strings = requested_start(request), _wants_strings(request.get("numbers"))
+        batch = _wants_batches(request.get("batch"))
         filter = self._parse_filter(sid, request.get("filter"))
         presence = self._presence.prepare_again if stored else self._presence.prepare
         wanted = presence(sid, channel, request.get("presence"))
@@ -132,7 +135,9 @@ class Subscribing:
             if not self._hub.has_channel(channel):
                 self._limits.check_channels(self._hub.channel_count)
         self._pubsub.join(sid, channel)
-        pending = Pending(channel, connection, start, filter, request.get("filter"), new, strings, presence=wanted)
+        pending = Pending(
+            channel, connection, start, filter, request.get("filter"), new, strings, batch=batch, presence=wanted
+        )
         try:
             if self._permissions.is_overtaken(channel, mark):
                 # The first answer may predate a change of permissions. Later changes recheck this subscription.
@@ -193,6 +198,8 @@ class Subscribing:
         except SocketIOPGError:
             self._undo(sid, pending)
             raise
+        if pending.batch is not None:
+            self._server.manager.set_batching(sid, pending.batch)
         live = self._delivery.enter(sid, channel, filter, pending.strings)
         body: dict[str, Any] = named(channel) | pending.told
         if is_pattern(channel):
@@ -358,6 +365,12 @@ def _wants_strings(value: object) -> bool:
     if value not in (None, "string"):
         raise InvalidRequestError("numbers must be 'string', or null")
     return value is not None
+
+
+def _wants_batches(value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequestError("batch must be true, false or null")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

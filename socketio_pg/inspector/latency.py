@@ -69,7 +69,7 @@ class Latencies:
         #: Bytes of the payloads of all messages, as JSON.
         self.bytes = 0
         #: The events that had been sent when the last messages came.
-        self._sent = 0
+        self._sent = sent.events
         self._raw: list[float] = []
         self._weight = 1
         self._messages = 0

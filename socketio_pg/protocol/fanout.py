@@ -16,11 +16,11 @@ from bidict import ValueDuplicationError
 from socketio_pg.core import green
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine.socket import Socket
-from socketio_pg.protocol.encoded import EncodedPacket, framed, joined, with_offsets
+from socketio_pg.protocol.encoded import MESSAGE, EncodedPacket, batches, framed, joined, with_offsets
 from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.protocol.overlapping import Part, packets_of_rooms, send_shared, shared_members
 from socketio_pg.protocol.packets import EVENT, quick_packet
-from socketio_pg.protocol.sending import Broadcast, Line, Sending, Share
+from socketio_pg.protocol.sending import Broadcast, Clients, Line, Sending, Share
 
 
 class Manager(socketio.Manager):  # type: ignore[misc]
@@ -38,6 +38,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         self._early: dict[str, list[Callable[[], None]]] = {}
         #: Members of the namespace ``/`` whose events have an offset.
         self._cursors: dict[str, Cursor] = {}
+        #: Members of the namespace ``/`` that take several messages in one event.
+        self._batching: set[str] = set()
         #: Members of the namespace ``/``: set when they have left.
         self._left: dict[str, green.Event] = {}
 
@@ -72,6 +74,18 @@ class Manager(socketio.Manager):  # type: ignore[misc]
     def follow(self, sid: str, cursor: Cursor) -> None:
         """Add the offset of ``cursor`` to each event of this client of the namespace ``/``, until it has left."""
         self._cursors[sid] = cursor
+        self._forget_lines(sid)
+
+    def set_batching(self, sid: str, batching: bool) -> None:
+        """Send several messages to this client of the namespace ``/`` in one event, until it has left.
+
+        Not if its events have an offset.
+        """
+        if batching != (sid in self._batching):
+            (self._batching.add if batching else self._batching.discard)(sid)
+            self._forget_lines(sid)
+
+    def _forget_lines(self, sid: str) -> None:
         for room in (None, *self.get_rooms(sid, "/")):
             self._lines.pop(("/", room), None)
 
@@ -225,39 +239,42 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             turn_ends = time.monotonic() + self.sending.slice_seconds
             for room, packets, line in lines:
                 turn_ends = self.sending.send_line(packets, line, alone, room, turn_ends)
-            send_shared(self.sending, shared, parts, together, self.server.eio.sockets, self._cursors)
+            send_shared(self.sending, shared, parts, together, self._clients())
 
     def encode_message(self, event: str, argument: Any, namespace: str = "/") -> EncodedPacket:
         """Return ``event`` with one argument that has no binary data, which the stock encoder would look for."""
         text = self.server.packet_class.json.dumps([event, argument], separators=(",", ":"))
         text = f"{socketio.packet.EVENT}{'' if namespace == '/' else namespace + ','}{text}"
-        return framed(text, argument.get("position") if isinstance(argument, dict) else None)
+        packet = framed(text, argument.get("position") if isinstance(argument, dict) else None)
+        packet.batchable = event == MESSAGE and namespace == "/"
+        return packet
 
-    def emit_page(self, packets: Sequence[EncodedPacket], socket: Socket) -> None:
-        """Send ``packets`` to one client, in one send that does not count towards its send buffer.
+    def emit_page(self, packets: Sequence[EncodedPacket], sid: str, socket: Socket) -> None:
+        """Send ``packets`` to the client ``sid``, in one send that does not count towards its send buffer.
 
         Does not wait; the caller waits for :meth:`Socket.wait_room` between two pages.
         """
         if socket.connection is not None:
-            frame = joined(packets)
+            frame = joined(batches(packets) if sid in self._batching else packets)
             socket.connection.send_page(frame)
             fan_out.frames += len(packets)
             fan_out.frame_bytes += len(frame)
         else:
             with socket.sending_page():
-                self.sending.send_polled(packets, socket.sid)
+                self.sending.send_polled(packets, socket.sid, sid in self._batching)
 
     def lagging(self, room: str, buffered: int, namespace: str = "/") -> list[str]:
         """Return the members of ``room`` whose send buffers have more than ``buffered`` bytes."""
         if room not in self.rooms.get(namespace, {}):
             return []
         line = self._line(namespace, room)
-        lagging = [sid for sid, one in zip(line.sids, line.transports, strict=True) if one.buffered > buffered]
-        for sid, eio_sid in line.others:
-            socket = self.server.eio.sockets.get(eio_sid)
-            if socket is not None and socket.buffered > buffered:
-                lagging.append(sid)
-        lagging += [sid for sid, socket, _ in line.followed if socket.buffered > buffered]
+        lagging = [sid for sid, socket, _ in line.followed if socket.buffered > buffered]
+        for group in line.groups:
+            lagging += [sid for sid, one in zip(group.sids, group.transports, strict=True) if one.buffered > buffered]
+            for sid, eio_sid in group.polling:
+                socket = self.server.eio.sockets.get(eio_sid)
+                if socket is not None and socket.buffered > buffered:
+                    lagging.append(sid)
         return lagging
 
     def socket_of(self, sid: str, namespace: str = "/") -> Socket | None:
@@ -355,7 +372,8 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             socket = self.server.eio.sockets.get(eio_sid)
             if part and socket is not None:
                 cursor = self._cursors.get(sid) if namespace == "/" else None
-                self.sending.send_to(part if cursor is None else with_offsets(part, cursor), socket)
+                its = part if cursor is None else with_offsets(part, cursor)
+                self.sending.send_to(its, socket, sid in self._batching)
 
     def _send_runs(
         self,
@@ -368,6 +386,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         shares: dict[str, list[Share]] = {}
         for room, packets in runs:
             frame = joined(packets)
+            batch = b""
             passed_by = set((skipped or {}).get(room, ()))
             for sid, eio_sid in self.get_participants(namespace, room):
                 if sid in passed_by:
@@ -375,12 +394,19 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 if sid in left_out:
                     part = [packet for packet in packets if packet.exclude != sid]
                     if part:
-                        shares.setdefault(eio_sid, []).append((sid, room, part, joined(part)))
+                        piece = joined(batches(part) if sid in self._batching else part)
+                        shares.setdefault(eio_sid, []).append((sid, room, part, piece))
+                elif sid in self._batching:
+                    batch = batch or joined(batches(packets))
+                    shares.setdefault(eio_sid, []).append((sid, room, packets, batch))
                 else:
                     shares.setdefault(eio_sid, []).append((sid, room, packets, frame))
         rooms = {room for room, _ in runs}
         with self._broadcast(namespace, rooms, skips=skipped is not None, apart=True) as broadcast:
-            self.sending.send_shares(shares, self.server.eio.sockets, self._cursors, broadcast)
+            self.sending.send_shares(shares, self._clients(), broadcast)
+
+    def _clients(self) -> Clients:
+        return Clients(self.server.eio.sockets, self._cursors, self._batching)
 
     @contextlib.contextmanager
     def _broadcast(
@@ -410,14 +436,11 @@ class Manager(socketio.Manager):  # type: ignore[misc]
                 if cursors and sid in cursors:
                     if socket is not None:
                         line.followed.append((sid, socket, cursors[sid]))
-                elif socket is not None and socket.connection is not None:
-                    line.sids.append(sid)
-                    line.transports.append(socket.connection)
-                    line.sends.append(socket.connection.send)
                 else:
-                    line.others.append((sid, eio_sid))
+                    batching = namespace == "/" and sid in self._batching
+                    line.groups[batching].add(sid, eio_sid, None if socket is None else socket.connection)
             # Polling members may upgrade at any time. Caching rooms of one member would only use memory.
-            if key and not line.others and len(line.sids) + len(line.followed) > 1:
+            if key and len(line) > 1 and not any(group.polling for group in line.groups):
                 self._lines[key] = line
         return line
 
@@ -461,6 +484,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
         self.callbacks.pop(sid, None)
         if namespace == "/":
             self._cursors.pop(sid, None)
+            self._batching.discard(sid)
             if sid in self._left:
                 self._left.pop(sid).send()
         for pending in (self.pending_connect, self.pending_disconnect):

@@ -11,10 +11,8 @@ from typing import TypeAlias
 
 from socketio_pg.core import green
 from socketio_pg.core.metrics import fan_out
-from socketio_pg.engine.socket import Socket
-from socketio_pg.protocol.encoded import EncodedPacket, joined, with_offsets
-from socketio_pg.protocol.offsets import Cursor
-from socketio_pg.protocol.sending import Broadcast, Sending
+from socketio_pg.protocol.encoded import EncodedPacket, batches, joined, with_offsets
+from socketio_pg.protocol.sending import Broadcast, Clients, Sending
 
 #: The rooms of members that are in several: sid → Engine.IO's sid and the rooms.
 Shared: TypeAlias = Mapping[str, tuple[str, tuple[str, ...]]]
@@ -79,43 +77,41 @@ def shared_members(members_of: Mapping[str, Mapping[str, str]], parts: Sequence[
 
 
 def send_shared(
-    sending: Sending,
-    shared: Shared,
-    parts: Sequence[Part],
-    broadcast: Broadcast,
-    sockets: Mapping[str, Socket],
-    cursors: Mapping[str, Cursor],
+    sending: Sending, shared: Shared, parts: Sequence[Part], broadcast: Broadcast, clients: Clients
 ) -> None:
     """Send ``parts`` to members that are in several rooms, each in one send. Yields in between.
 
     Nothing through a room that the member has left meanwhile, or that ``broadcast`` passes by for it.
     """
     special = {sid for part in parts for sids in part.without.values() for sid in sids}
-    prepared: dict[tuple[str, ...], tuple[list[EncodedPacket], bytes]] = {}
+    #: By the rooms that the members are in, and by whether they take batches.
+    prepared: dict[tuple[tuple[str, ...], bool], tuple[list[EncodedPacket], bytes]] = {}
     sent_frames = sent_bytes = 0
     turn_ends = time.monotonic() + sending.slice_seconds
     for number, (sid, (eio_sid, rooms)) in enumerate(shared.items(), 1):
         left = rooms
         if broadcast.gone:
             left = tuple(room for room in rooms if sid not in broadcast.gone_from(room))
-        found = prepared.get(left)
+        batching = sid in clients.batching
+        found = prepared.get((left, batching))
         if found is None or sid in special:
             packets = [part.packet(names) for part in parts if (names := part.names_of(sid, left))]
-            found = packets, joined(packets)
+            found = packets, joined(batches(packets) if batching else packets)
             if sid not in special:
-                prepared[left] = found
+                prepared[left, batching] = found
         packets, frame = found
         if packets:
-            socket = sockets.get(eio_sid)
-            if cursors and sid in cursors:
+            socket = clients.sockets.get(eio_sid)
+            cursor = clients.cursors.get(sid) if clients.cursors else None
+            if cursor is not None:
                 if socket is not None:
-                    sending.send_to(with_offsets(packets, cursors[sid]), socket)
+                    sending.send_to(with_offsets(packets, cursor), socket)
             elif socket is not None and socket.connection is not None:
                 socket.connection.send(frame)
                 sent_frames += len(packets)
                 sent_bytes += len(frame)
             else:
-                sending.send_polled(packets, eio_sid)
+                sending.send_polled(packets, eio_sid, batching)
         if number % sending.slice_sends == 0 and time.monotonic() > turn_ends:
             green.sleep()
             turn_ends = time.monotonic() + sending.slice_seconds

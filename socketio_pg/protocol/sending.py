@@ -11,28 +11,63 @@ from socketio_pg.core import green
 from socketio_pg.core.metrics import fan_out
 from socketio_pg.engine.socket import Socket
 from socketio_pg.engine.transport import WebSocketTransport
-from socketio_pg.protocol.encoded import EncodedPacket, joined, with_offsets
+from socketio_pg.protocol.encoded import EncodedPacket, batches, joined, with_offsets
 from socketio_pg.protocol.offsets import Cursor
 
 #: What a client gets as a member of one room: its sid, the room, the packets, and their frames in one piece.
 Share: TypeAlias = tuple[str, str, Sequence[EncodedPacket], bytes]
 
 
-class Line:
-    """The members of a room: sid and transport of those with a WebSocket, both ids of those that poll.
+class Group:
+    """Members of a room that get the same frames.
 
-    Those whose events have an offset are in ``followed`` only.
+    sid and transport of those with a WebSocket, both ids of those that poll.
     """
 
-    __slots__ = ("followed", "others", "sends", "sids", "transports")
+    __slots__ = ("polling", "sends", "sids", "transports")
 
     def __init__(self) -> None:
         self.sids: list[str] = []
         self.transports: list[WebSocketTransport] = []
         #: The ``send`` of each transport, bound once and not for each message.
         self.sends: list[Callable[[bytes], None]] = []
-        self.others: list[tuple[str, str]] = []
+        self.polling: list[tuple[str, str]] = []
+
+    def add(self, sid: str, eio_sid: str, transport: WebSocketTransport | None) -> None:
+        if transport is None:
+            self.polling.append((sid, eio_sid))
+        else:
+            self.sids.append(sid)
+            self.transports.append(transport)
+            self.sends.append(transport.send)
+
+
+class Line:
+    """The members of a room. The second one of ``groups`` has those that take batches.
+
+    Those whose events have an offset are in ``followed`` only.
+    """
+
+    __slots__ = ("followed", "groups")
+
+    def __init__(self) -> None:
+        self.groups = (Group(), Group())
         self.followed: list[tuple[str, Socket, Cursor]] = []
+
+    def __len__(self) -> int:
+        return len(self.followed) + sum(len(group.sids) + len(group.polling) for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """The sockets by Engine.IO's id, and by ``sid`` the cursors of those whose events have an offset.
+
+    ``batching``: those that take batches.
+    """
+
+    sockets: Mapping[str, Socket]
+    cursors: Mapping[str, Cursor]
+    batching: Collection[str]
 
 
 @dataclass(eq=False, slots=True)
@@ -77,8 +112,25 @@ class Sending:
         self, packets: Sequence[EncodedPacket], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
     ) -> float:
         """Send ``packets`` in one piece to all of ``line``. ``turn_ends`` ends the slice; returns its new end."""
+        plain, batching = line.groups
+        if plain.sends or plain.polling:
+            turn_ends = self._send_group(packets, packets, plain, broadcast, room, turn_ends)
+        if batching.sends or batching.polling:
+            turn_ends = self._send_group(packets, batches(packets), batching, broadcast, room, turn_ends)
+        return self._send_followed(packets, line, broadcast, room, turn_ends) if line.followed else turn_ends
+
+    def _send_group(
+        self,
+        messages: Sequence[EncodedPacket],
+        packets: Sequence[EncodedPacket],
+        group: Group,
+        broadcast: Broadcast,
+        room: Any,
+        turn_ends: float,
+    ) -> float:
+        """Send ``messages``, which are in ``packets``, to a group, otherwise as :meth:`send_line`."""
         frame = joined(packets)
-        sends = line.sends
+        sends = group.sends
         sent = len(sends)
         for start in range(0, len(sends), self.slice_sends):
             end = start + self.slice_sends
@@ -87,7 +139,7 @@ class Sending:
                 for send in sends[start:end]:
                     send(frame)
             else:
-                for sid, send in zip(line.sids[start:end], sends[start:end], strict=True):
+                for sid, send in zip(group.sids[start:end], sends[start:end], strict=True):
                     if sid not in gone:
                         send(frame)
                     else:
@@ -95,12 +147,12 @@ class Sending:
             if time.monotonic() > turn_ends:
                 green.sleep()
                 turn_ends = time.monotonic() + self.slice_seconds
-        fan_out.frames += sent * len(packets)
+        fan_out.frames += sent * len(messages)
         fan_out.frame_bytes += sent * len(frame)
-        for sid, eio_sid in line.others:
+        for sid, eio_sid in group.polling:
             if sid not in broadcast.gone_from(room):
-                self.send_polled(packets, eio_sid)
-        return self._send_followed(packets, line, broadcast, room, turn_ends) if line.followed else turn_ends
+                self._poll(messages, packets, eio_sid)
+        return turn_ends
 
     def _send_followed(
         self, packets: Sequence[EncodedPacket], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
@@ -131,19 +183,22 @@ class Sending:
                 turn_ends = time.monotonic() + self.slice_seconds
         return turn_ends
 
-    def send_to(self, packets: Sequence[EncodedPacket], socket: Socket) -> None:
-        """Send ``packets`` to one client."""
+    def send_to(self, packets: Sequence[EncodedPacket], socket: Socket, batching: bool = False) -> None:
+        """Send ``packets`` to one client. ``batching``: it takes batches."""
         if socket.connection is None:
-            self.send_polled(packets, socket.sid)
+            self.send_polled(packets, socket.sid, batching)
             return
-        frame = joined(packets)
+        frame = joined(batches(packets) if batching else packets)
         socket.connection.send(frame)
         fan_out.frames += len(packets)
         fan_out.frame_bytes += len(frame)
 
-    def send_polled(self, packets: Sequence[EncodedPacket], eio_sid: str) -> None:
-        """Send ``packets`` to one client that polls, or has left."""
-        fan_out.polled += len(packets)
+    def send_polled(self, packets: Sequence[EncodedPacket], eio_sid: str, batching: bool = False) -> None:
+        """Send ``packets`` to one client that polls, or has left. ``batching``: it takes batches."""
+        self._poll(packets, batches(packets) if batching else packets, eio_sid)
+
+    def _poll(self, messages: Sequence[EncodedPacket], packets: Sequence[EncodedPacket], eio_sid: str) -> None:
+        fan_out.polled += len(messages)
         for packet in packets:
             fan_out.polled_bytes += len(packet.frame)
             self._send_packet(eio_sid, eio_packet.Packet(eio_packet.MESSAGE, packet.text))
@@ -151,18 +206,17 @@ class Sending:
     def send_shares(
         self,
         shares: Mapping[str, Sequence[Share]],
-        sockets: Mapping[str, Socket],
-        cursors: Mapping[str, Cursor],
+        clients: Clients,
         broadcast: Broadcast,
     ) -> None:
-        """Send all shares of a connection in one send. The keys of ``shares`` and ``sockets`` are Engine.IO ids."""
+        """Send all shares of a connection in one send. The keys of ``shares`` are Engine.IO ids."""
         sent_frames = sent_bytes = 0
         turn_ends = time.monotonic() + self.slice_seconds
         for eio_sid, all_of_it in shares.items():
             share = [one for one in all_of_it if one[0] not in broadcast.gone_from(one[1])]
-            socket = sockets.get(eio_sid)
+            socket = clients.sockets.get(eio_sid)
             connection = None if socket is None else socket.connection
-            cursor = cursors.get(all_of_it[0][0]) if cursors else None
+            cursor = clients.cursors.get(all_of_it[0][0]) if clients.cursors else None
             if cursor is not None:
                 if share and socket is not None:
                     together = [packet for _, _, packets, _ in share for packet in packets]
@@ -173,8 +227,8 @@ class Sending:
                 sent_frames += sum([len(packets) for _, _, packets, _ in share])
                 sent_bytes += len(frame)
             else:
-                for _, _, packets, _ in share:
-                    self.send_polled(packets, eio_sid)
+                for sid, _, packets, _ in share:
+                    self.send_polled(packets, eio_sid, sid in clients.batching)
             if time.monotonic() > turn_ends:
                 green.sleep()
                 turn_ends = time.monotonic() + self.slice_seconds

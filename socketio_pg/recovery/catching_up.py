@@ -306,7 +306,7 @@ class CatchingUp:
         socket = self._manager.socket_of(self._sid)
         if packets and socket is not None:
             metrics.replayed_messages.inc(len(packets))
-            self._manager.emit_page(packets, socket)
+            self._manager.emit_page(packets, self._sid, socket)
         return Step.MORE
 
     def _unchanged(self, group: Sequence[str], first: int, epoch: str | None) -> bool:

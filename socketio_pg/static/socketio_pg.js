@@ -427,7 +427,7 @@ function makeShared(place, name, socket, sendRequest, options, all) {
         remove(member) {
             if (!members.delete(member))
                 return;
-            end(member, new SubscriptionError("unsubscribed", "unsubscribe() was called.", name));
+            end(member, new SubscriptionError("unsubscribed", "unsubscribed", name));
             settle();
         },
         use() {
@@ -449,15 +449,15 @@ function makeShared(place, name, socket, sendRequest, options, all) {
         event(message) {
             const { position } = message;
             if (message.ephemeral) {
-                for (const one of [...members])
-                    if (members.has(one) && one.established)
+                for (const one of established())
+                    if (members.has(one))
                         one.report("ephemeral", message);
                 return;
             }
             if (message.retained || (retained && position > retained.position))
                 retained = message;
-            for (const one of [...members]) {
-                if (!members.has(one) || !one.established)
+            for (const one of established()) {
+                if (!members.has(one))
                     continue; // ended by another handler of this message
                 if (position !== undefined) {
                     // It will be replayed, or was already delivered.
@@ -539,7 +539,7 @@ function makeShared(place, name, socket, sendRequest, options, all) {
         if (!isUsed() && !isOpen && all.get(name) === self)
             all.delete(name);
     }
-    function isUsed() { return members.size > 0 || Boolean(self.presence?.wish); }
+    function isUsed() { return members.size || self.presence?.wish; }
     function established() { return [...members].filter((one) => one.established); }
     /** Returns the next request and the members that need it (`requesters`); null when there is nothing to do. */
     function nextRequest() {
@@ -575,7 +575,7 @@ function makeShared(place, name, socket, sendRequest, options, all) {
         const sent = { ...place, ...body };
         awaited = event;
         if (event === "subscribe") {
-            isOpen = true;
+            isOpen = sent.batch = true;
             if (filter)
                 sent.filter = filter;
             if (options.numbers)
@@ -597,7 +597,7 @@ function makeShared(place, name, socket, sendRequest, options, all) {
     /** The server has confirmed the subscription; with `since` or `history`, it replays the log after `start`. */
     function accept(answer, { body: { since, history }, requesters }) {
         isOpen = true;
-        const wasLive = new Set([...members].filter((one) => one.live));
+        const wasLive = [...members].filter((one) => one.live);
         const start = positionOf(answer);
         self.maxRate = answer.max_rate ?? null;
         const lost = answer.recovered === false;
@@ -642,10 +642,10 @@ function makeShared(place, name, socket, sendRequest, options, all) {
                     one.live = false;
         }
         for (const one of members)
-            if (one.live && !wasLive.has(one))
+            if (one.live && !wasLive.includes(one))
                 confirm(one);
         const isLive = requesters.filter((one) => one.live);
-        if (!since && !history && retained && retained.payload !== null && wasLive.size) {
+        if (!since && !history && retained && retained.payload !== null && wasLive[0]) {
             for (const one of isLive)
                 if (one.live)
                     deliver(one, { ...retained, retained: true });
@@ -746,7 +746,7 @@ function makeHub(socket, given, report, getMany) {
             for (const shared of all())
                 shared.settle();
         },
-        error({ code, message }) { lastError = { code, message }; },
+        error(failure) { lastError = failure; },
         disconnect(reason) {
             features = undefined;
             for (const part of parts)
@@ -773,6 +773,12 @@ function makeHub(socket, given, report, getMany) {
             hear();
             report("direct", message);
         },
+    };
+    // To all listeners, as if each had come alone.
+    events.events = (bodies) => {
+        for (const body of bodies)
+            for (const listener of socket.listeners("event"))
+                call(listener, body);
     };
     for (const name of SHARED_EVENTS) {
         events[name] = (body) => {
@@ -2680,7 +2686,7 @@ function createClient(to, options = {}) {
         close() {
             if (closed)
                 return;
-            closed = new SubscriptionError("closed", "close() was called.", "");
+            closed = new SubscriptionError("closed", "closed", "");
             hub.close();
             if (isOwn)
                 socket.disconnect();

@@ -148,6 +148,16 @@ const scenarios = {
     client.close();
     return found;
   },
+  async listenersOfTheSocket() {
+    const client = open();
+    let batches = 0, heard = 0, received = 0;
+    client.socket.onAny((event) => { if (event === "events") batches++; });
+    client.socket.on("event", () => { heard++; }).on("event", () => { throw new Error("own"); });
+    await client.channel(`${prefix}:many`, { history: 1_000 }).on("message", () => { received++; }).live();
+    client.close();
+    await turn();
+    return [batches > 0, received, heard, uncaught.splice(0).filter((message) => message === "own").length];
+  },
   async undefinedOptions() {
     const client = open({ timeout: undefined, retryDelay: undefined, retryDelayMax: undefined });
     const found = await code(client.channel(prefix).subscribe());
@@ -177,7 +187,7 @@ const scenarios = {
 
 const found = {};
 for (const [name, scenario] of Object.entries(scenarios)) {
-  const limit = new Promise((resolve) => setTimeout(resolve, 10_000, "does not end").unref());
+  const limit = new Promise((resolve) => setTimeout(resolve, 90_000, "does not end").unref());
   found[name] = await Promise.race([scenario().catch((error) => `failed: ${error.stack}`), limit]);
   await turn();
   if (uncaught.length) found[name] = { found: found[name], uncaught: uncaught.splice(0) };

@@ -362,7 +362,7 @@ def test_nothing_is_thrown_lost_or_kept_at_the_edges_of_states(log: ProxiedLog, 
     publish(log, f"{channel}:many", {"txid": "77"}, *[{"txid": "78"}] * 400)
     script = ROOT / "tests" / "live" / "package_edges.mjs"
     done = subprocess.run(
-        ["node", script, log.address, "websocket", channel], capture_output=True, text=True, timeout=120
+        ["node", script, log.address, "websocket", channel], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
@@ -379,6 +379,7 @@ def test_nothing_is_thrown_lost_or_kept_at_the_edges_of_states(log: ProxiedLog, 
         "messageWhileTheLoopLoads": [5, True, True],
         "signalOfALongLife": 0,
         "seenAmongMany": "done",
+        "listenersOfTheSocket": [True, 401, 401, 401],
         "undefinedOptions": "done",
         "notConnected": ["disconnected", "disconnected"],
         "ordered": ["e a b c d"] * 3,

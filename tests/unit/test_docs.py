@@ -13,13 +13,14 @@ import pytest
 
 from socketio_pg.core import errors
 from socketio_pg.postgres import schema
+from socketio_pg.protocol.encoded import BATCH
 from socketio_pg.protocol.server import RESERVED_EVENTS
 from socketio_pg.websocket import SocketServer
 
 #: Events that docs and clients rely on, independent of the code.
 PROMISED = {
     "subscribe", "subscribed", "unsubscribe", "unsubscribed", "publish", "published",
-    "authenticate", "authenticated", "token_expiring", "server_hello", "event", "gap", "error", "health",
+    "authenticate", "authenticated", "token_expiring", "server_hello", "event", "events", "gap", "error", "health",
     "live", "snapshot", "presence_get", "presence_update", "presence_leave", "presence", "presence_state",
     "presence_ended", "direct",
 }  # fmt: skip
@@ -52,8 +53,11 @@ def documented_events(markdown: str) -> list[str]:
 
 @functools.cache
 def emitted_events(root: Path) -> frozenset[str]:
-    """Return the first arguments of ``emit``, ``_emit``, ``emit_in_order``, ``encode_message`` and ``Answer``."""
-    names = set()
+    """Return the first arguments of ``emit``, ``_emit``, ``emit_in_order``, ``encode_message`` and ``Answer``.
+
+    And the event that is put together from others.
+    """
+    names = {BATCH}
     for path in (root / "socketio_pg").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:

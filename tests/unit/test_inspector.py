@@ -89,6 +89,7 @@ def messages(count: int, at: str | None = "2025-12-01T03:33:20.000000Z") -> list
 
 @pytest.mark.usefixtures("clock")
 def test_only_messages_that_somebody_gets_are_measured() -> None:
+    fan_out.frames += 1  # before anybody measures
     measuring = Latencies(Sent())
     measuring.receive_messages(messages(3))
     assert measuring.take() == Measured([], 1, 0)

@@ -1,15 +1,13 @@
 """Rooms with common members: who gets which packet, against a model."""
 
 import itertools
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socketio_pg.engine.socket import Socket
 from socketio_pg.protocol.encoded import EncodedPacket, framed
 from socketio_pg.protocol.overlapping import Part, packets_of_rooms, send_shared, shared_members
-from socketio_pg.protocol.sending import Broadcast, Sending
+from socketio_pg.protocol.sending import Broadcast, Clients, Sending
 
 ROOMS = ["a", "b", "c"]
 SIDS = [f"s{n}" for n in range(5)]
@@ -48,9 +46,7 @@ def test_each_member_gets_each_message_once(
     for room, sid in gone:
         broadcast.end(sid, room)
     sending = Sending(lambda eio_sid, packet: got[eio_sid[2:]].append(str(packet.data)))
-    sockets: dict[str, Socket] = {}
-    cursors: dict[str, Any] = {}
-    send_shared(sending, shared, parts, broadcast, sockets, cursors)
+    send_shared(sending, shared, parts, broadcast, Clients({}, {}, ()))
     for sid in SIDS:
         expected = []
         for number, (rooms, without) in enumerate(messages):
