@@ -26,8 +26,8 @@ export function showClients(root, inspector) {
       { id: "channels", name: "Channels", depends: (row) => [row.channels, row.tables],
         node: (row) => h("span", { class: "few", text: few([...row.channels ?? [], ...(row.tables ?? []).map((table) => `live table ${table}`)]) }) },
       { id: "subscriptions", name: "Subscr.", number: true, sorts: "subscriptions", text: (row) => count(row.subscriptions), title: () => "subscriptions to channels, patterns and live tables" },
-      { id: "messages_in", name: "In/s", number: true, sorts: "messages_in", text: (row) => short(row.messages_in), title: () => "messages of the client per second" },
-      { id: "bytes_out", name: "Out/s", number: true, sorts: "bytes_out", text: (row) => bytes(row.bytes_out), title: () => "bytes to the client per second" },
+      { id: "messages_in", name: "Messages in", number: true, sorts: "messages_in", text: (row) => per(short, row.messages_in), title: () => "from the client" },
+      { id: "bytes_out", name: "Bytes out", number: true, sorts: "bytes_out", text: (row) => per(bytes, row.bytes_out), title: () => "to the client" },
       { id: "buffered", name: "Buffered", number: true, sorts: "slow", depends: (row) => [row.buffered, row.stuck > 1, row.replay_lag],
         node: (row) => h("span", { class: row.buffered || row.replay_lag ? "warn" : "", text: row.replay_lag ? `${plural(row.replay_lag, "message")} behind` : bytes(row.buffered),
           title: row.stuck > 1 ? `accepts nothing for ${seconds(row.stuck)}` : "bytes that wait in the server" }) },
@@ -124,6 +124,8 @@ function subscription({ channel, pattern, table, id, filter }) {
     filter ? h("code", { class: "filter-text", text: JSON.stringify(filter) }) : null);
 }
 
+const per = (format, value) => (value === null || value === undefined ? "–" : `${format(value)}/s`);
+
 /** What is known of: messages per second, bytes per second, bytes in all. */
 function flow(messages, rate, total) {
   const known = (value) => value !== null && value !== undefined;
@@ -137,7 +139,7 @@ function showFacts(list, client) {
     ["Connected", `${age(Date.now() / 1000 - client.since)}, since ${time(client.since * 1000)}`],
     ["Process", where(client)],
     ["In", flow(client.messages_in, client.bytes_in, client.total_in)],
-    ["Out", flow(client.messages_out, client.bytes_out, client.total_out)],
+    ["Out", flow(null, client.bytes_out, client.total_out)],
     ["Send buffer", `${bytes(client.buffered)}${client.stuck > 1 ? `, accepts nothing for ${seconds(client.stuck)}` : ""}`],
     ["Replay", client.replay_lag ? `${plural(client.replay_lag, "message")} behind` : "up to date"],
     ["Round trip", client.round_trip === null || client.round_trip === undefined ? "–" : `${short(client.round_trip * 1000)} ms`],
