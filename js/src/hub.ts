@@ -50,6 +50,13 @@ export interface Hub {
   close(): void;
 }
 
+/** Hands the messages of a batch to all listeners of the socket, as if each had come alone. */
+function spread(this: Socket, bodies: Wire[]) {
+  for (const body of bodies) {
+    for (const listener of [...this.listeners("event")]) if (this.connected) call(listener.bind(this), body);
+  }
+}
+
 /** @param getMany returns what sends several requests together, when that is needed first; rejects if there is none */
 export function makeHub(
   socket: Socket, given: Partial<Options>, report: <Name extends keyof HubEvents>(name: Name, value: HubEvents[Name]) => void,
@@ -95,7 +102,7 @@ export function makeHub(
       lastError = { code: "disconnected", message: "The server has ended the connection." };
       for (const shared of all()) shared.settle();
     },
-    error(failure) { lastError = failure; },
+    error(failure) { lastError = failure ?? lastError; },
     disconnect(reason) {
       features = undefined;
       for (const part of parts) part.lose?.();
@@ -118,10 +125,6 @@ export function makeHub(
       report("direct", message);
     },
   };
-  // To all listeners, as if each had come alone.
-  events.events = (bodies: any) => {
-    for (const body of bodies) for (const listener of socket.listeners("event")) call(listener, body);
-  };
   for (const name of SHARED_EVENTS) {
     events[name] = (body) => {
       hear();
@@ -132,6 +135,8 @@ export function makeHub(
     };
   }
   listen("on", events);
+  // Only once for all users of the socket. It stays after `close()`: the server does not know of that.
+  socket.off("events", spread).on("events", spread);
   socket.io.on("ping", hear);
 
   const self: Hub = {
@@ -151,11 +156,11 @@ export function makeHub(
       return part;
     },
     shared(place) {
-      const found = place.pattern === undefined ? channels : patterns;
+      const found = place.pattern ? patterns : channels;
       const name = (place.pattern ?? place.channel)!;
       return found.get(name) ?? makeShared(place, name, socket, send, options, found);
     },
-    takeLate: (answer) => events.subscribed(answer),
+    takeLate: events.subscribed,
     close() {
       isClosed = true;
       for (const part of parts) {

@@ -223,14 +223,14 @@ export function makeShared(
   function nextForMembers(): Request | null {
     if ([...members].some((one) => one.live && startsFromSnapshot(one))) return null; // see accept()
     const waiting = [...members].filter((one) => !one.loader?.isStale && (!one.live || lacksEpoch(one)));
-    if (!waiting.length) return null;
+    if (!waiting[0]) return null;
     // Members with a position come first, from the lowest position on: a replay that starts later, for a new member's
     // history, would move the live messages past them.
     const places = waiting.flatMap((one) => (one.position && !lacksEpoch(one) && !one.start ? [one.position] : []));
     const subscribe = (body: Wire, needs: (one: Member) => unknown) => (
       { event: "subscribe", body, requesters: waiting.filter(needs) }
     );
-    if (places.length) {
+    if (places[0]) {
       const [{ epoch }] = places;
       const since = places.filter((place) => place.epoch === epoch).reduce((a, b) => (b.position < a.position ? b : a));
       return subscribe({ since }, ({ position, start }) => (
@@ -356,6 +356,6 @@ export function makeShared(
   function missing(gap: Wire) {
     const start = positionOf(gap);
     const behind = gap.reason === "trimmed" && start ? established().filter((one) => !follows(one, start)) : [];
-    return behind.length ? behind : established();
+    return behind[0] ? behind : established();
   }
 }

@@ -43,8 +43,7 @@ export function request(
 /** Returns the error of an answer, or null. */
 export function failureOf(answer: Wire): Failure | null {
   if (answer?.ok === true) return null;
-  const { code = "internal", message = "" } = answer?.error ?? {};
-  return { code, message };
+  return { code: "internal", message: "", ...answer?.error };
 }
 
 /** Returns the milliseconds before the next attempt: a random part, so that many clients do not retry at the same time. */

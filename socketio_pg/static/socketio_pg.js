@@ -16,8 +16,7 @@ function request(socket, timeout, event, body, answered) {
 function failureOf(answer) {
     if (answer?.ok === true)
         return null;
-    const { code = "internal", message = "" } = answer?.error ?? {};
-    return { code, message };
+    return { code: "internal", message: "", ...answer?.error };
 }
 /** Returns the milliseconds before the next attempt: a random part, so that many clients do not retry at the same time. */
 function backoff({ retryDelay, retryDelayMax }, attempt) {
@@ -552,13 +551,13 @@ function makeShared(place, name, socket, sendRequest, options, all) {
         if ([...members].some((one) => one.live && startsFromSnapshot(one)))
             return null; // see accept()
         const waiting = [...members].filter((one) => !one.loader?.isStale && (!one.live || lacksEpoch(one)));
-        if (!waiting.length)
+        if (!waiting[0])
             return null;
         // Members with a position come first, from the lowest position on: a replay that starts later, for a new member's
         // history, would move the live messages past them.
         const places = waiting.flatMap((one) => (one.position && !lacksEpoch(one) && !one.start ? [one.position] : []));
         const subscribe = (body, needs) => ({ event: "subscribe", body, requesters: waiting.filter(needs) });
-        if (places.length) {
+        if (places[0]) {
             const [{ epoch }] = places;
             const since = places.filter((place) => place.epoch === epoch).reduce((a, b) => (b.position < a.position ? b : a));
             return subscribe({ since }, ({ position, start }) => (!start && position?.epoch === epoch && position.position === since.position));
@@ -700,13 +699,21 @@ function makeShared(place, name, socket, sendRequest, options, all) {
     function missing(gap) {
         const start = positionOf(gap);
         const behind = gap.reason === "trimmed" && start ? established().filter((one) => !follows(one, start)) : [];
-        return behind.length ? behind : established();
+        return behind[0] ? behind : established();
     }
 }
 
 /** What a connection carries: its channels and patterns, and the parts that follow it. Distributes the server's events. */
 /** Events for channels and patterns. */
 const SHARED_EVENTS = ["event", "gap", "live", "subscribed", "unsubscribed"];
+/** Hands the messages of a batch to all listeners of the socket, as if each had come alone. */
+function spread(bodies) {
+    for (const body of bodies) {
+        for (const listener of [...this.listeners("event")])
+            if (this.connected)
+                call(listener.bind(this), body);
+    }
+}
 /** @param getMany returns what sends several requests together, when that is needed first; rejects if there is none */
 function makeHub(socket, given, report, getMany) {
     const channels = new Map();
@@ -746,7 +753,7 @@ function makeHub(socket, given, report, getMany) {
             for (const shared of all())
                 shared.settle();
         },
-        error(failure) { lastError = failure; },
+        error(failure) { lastError = failure ?? lastError; },
         disconnect(reason) {
             features = undefined;
             for (const part of parts)
@@ -774,12 +781,6 @@ function makeHub(socket, given, report, getMany) {
             report("direct", message);
         },
     };
-    // To all listeners, as if each had come alone.
-    events.events = (bodies) => {
-        for (const body of bodies)
-            for (const listener of socket.listeners("event"))
-                call(listener, body);
-    };
     for (const name of SHARED_EVENTS) {
         events[name] = (body) => {
             hear();
@@ -792,6 +793,8 @@ function makeHub(socket, given, report, getMany) {
         };
     }
     listen("on", events);
+    // Only once for all users of the socket. It stays after `close()`: the server does not know of that.
+    socket.off("events", spread).on("events", spread);
     socket.io.on("ping", hear);
     const self = {
         socket,
@@ -812,11 +815,11 @@ function makeHub(socket, given, report, getMany) {
             return part;
         },
         shared(place) {
-            const found = place.pattern === undefined ? channels : patterns;
+            const found = place.pattern ? patterns : channels;
             const name = (place.pattern ?? place.channel);
             return found.get(name) ?? makeShared(place, name, socket, send, options, found);
         },
-        takeLate: (answer) => events.subscribed(answer),
+        takeLate: events.subscribed,
         close() {
             isClosed = true;
             for (const part of parts) {

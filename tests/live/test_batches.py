@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support.log import Log, since, wait_installed
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.recovery import RecoveringClient
+from tests.support.server import ROOT
 from tests.support.swarm import RawClient, Swarm
 
 #: Messages in one transaction.
@@ -164,6 +166,22 @@ def test_the_last_request_counts_and_wrong_values_are_refused(log: Log, swarm: S
         client.packets.clear()
 
 
+def test_the_last_channel_of_a_request_counts(log: Log, swarm: Swarm, channel: str) -> None:
+    """Those that say nothing, or fail, do not."""
+    [client] = swarm.connect(1)
+    names = [f"{channel}:{number}" for number in range(4)]
+    for values, batches in (([True, False, None], False), ([False, True, None], True), ([None, False, "bad"], False)):
+        entries = [
+            {"channel": name} if value is None else {"channel": name, "batch": value}
+            for name, value in zip(names, values, strict=False)
+        ]
+        answer = subscribe(swarm, client, channels=entries)
+        assert [one["ok"] for one in answer["channels"]] == [value != "bad" for value in values]
+        notify(log, names[0])
+        swarm.run_until(lambda: len(messages(client)) == MANY)
+        assert bool(client.events("events")) is batches, values
+
+
 def test_a_client_that_can_recover_gets_single_messages(log: Log, channel: str) -> None:
     """Each of its messages has an offset."""
     with contextlib.closing(RecoveringClient(log.server.url)) as client:
@@ -184,3 +202,28 @@ def test_the_package_takes_batches(log: Log, channel: str) -> None:
         assert [client.payload("one")["n"] for _ in range(MANY)] == list(range(1, MANY + 1))
         log.publish(f"{channel}-other", 1, MANY)
         assert [client.payload("two")[0] for _ in range(MANY)] == list(range(1, MANY + 1))
+
+
+def test_sockets_of_the_application(log: Log, channel: str) -> None:
+    """Everyone who listens to the socket gets each message once, as if it had come alone, until he stops to listen."""
+    script = ROOT / "tests" / "live" / "batches.mjs"
+    command = ["node", script, log.server.url, channel, str(MANY)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            notify(log, channel)
+            found = json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+    assert found == {
+        "twoUsers": [MANY] * 3,
+        "listenerRemovesItself": [3, MANY],
+        "once": [1, MANY],
+        "clientIsClosed": MANY,
+        "ownEventOfThatName": MANY,
+        "closesInTheMiddle": [MANY, 5],
+        "unsubscribesInTheMiddle": [5, MANY],
+        "disconnectsInTheMiddle": 5,
+        "uncaught": [],
+    }
