@@ -99,7 +99,9 @@ class Subscribing:
     def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         if "channels" in request:
             return self._subscribe_together(sid, request)
-        body, then = self._complete(sid, self.prepare(sid, request))
+        pending = self.prepare(sid, request)
+        body, then = self._complete(sid, pending)
+        self._set_batching(sid, [pending.batch])
         return Answer("subscribed", body, then)
 
     def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
@@ -198,8 +200,6 @@ class Subscribing:
         except SocketIOPGError:
             self._undo(sid, pending)
             raise
-        if pending.batch is not None:
-            self._server.manager.set_batching(sid, pending.batch)
         live = self._delivery.enter(sid, channel, filter, pending.strings)
         body: dict[str, Any] = named(channel) | pending.told
         if is_pattern(channel):
@@ -233,6 +233,15 @@ class Subscribing:
         if then is None and pending.start is not None:
             then = functools.partial(self._delivery.tell_live, sid, channel, place)
         return body | place, then
+
+    def _set_batching(self, sid: str, wanted: Sequence[bool | None]) -> None:
+        """Let the last one that says something about batches count.
+
+        Once for each request: a change costs some time for each room of the client.
+        """
+        said = [batch for batch in wanted if batch is not None]
+        if said:
+            self._server.manager.set_batching(sid, said[-1])
 
     def _connection(self, sid: str) -> str | None:
         found: str | None = self._server.manager.eio_sid_from_sid(sid, "/")
@@ -281,7 +290,7 @@ class Subscribing:
         while any(isinstance(one, Pending) and self._is_stale(one) for one in found):
             found = _together([functools.partial(self._renew, sid, one) for one in found])
         # Nothing waits from here to the answer: no message is sent before the answer that has its position.
-        results, replays = [], []
+        results, replays, batches = [], [], []
         for entry, one in zip(entries, found, strict=True):
             try:
                 if isinstance(one, SocketIOPGError):
@@ -291,8 +300,10 @@ class Subscribing:
                 results.append(entry.failure(error))
                 continue
             results.append({"ok": True, **body})
+            batches.append(one.batch)
             if then is not None:
                 replays.append(then)
+        self._set_batching(sid, batches)
         return Answer("subscribed", {"channels": results}, functools.partial(_run_all, replays), once=True)
 
     def _unsubscribe_together(self, sid: str, request: dict[str, Any]) -> Answer:
