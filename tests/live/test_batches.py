@@ -207,7 +207,7 @@ def test_the_package_takes_batches(log: Log, channel: str) -> None:
 def test_sockets_of_the_application(log: Log, channel: str) -> None:
     """Everyone who listens to the socket gets each message once, as if it had come alone, until he stops to listen."""
     script = ROOT / "tests" / "live" / "batches.mjs"
-    command = ["node", script, log.server.url, channel, str(MANY)]
+    command = ["node", str(script), log.server.url, channel, str(MANY)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
