@@ -1,14 +1,14 @@
 // Beside the tail of a channel: its figures, the members present, who may do what, its rule, and its subscribers.
 
 import { get, repeat } from "./api.js";
+import { kinds } from "./channels.js";
 import { clientAddress } from "./clients.js";
 import { fact, h, setText } from "./dom.js";
-import { ago, bytes, count, plural, short } from "./format.js";
+import { ago, bytes, count, plural, short, time } from "./format.js";
 import { jsonLine } from "./json.js";
 
 const PAUSE = 3_000;
 const MEMBERS = 50; // shown
-const KINDS = { python: "in the server" };
 const ACTIONS = ["subscribe", "publish", "presence", "join", "ephemeral"];
 // Beside the tail there is room for all of it. Above it, on a phone, it would fill the first screen.
 const beside = matchMedia("(min-width: 64rem) and (min-height: 30rem)"); // as in tail.css
@@ -61,9 +61,9 @@ export class About {
     this.#showProblems(answer.problems ?? []);
     setText(this.line, [plural(answer.subscribers ?? 0, "subscriber"), answer.messages_in === null || answer.messages_in === undefined ? "" : `${short(answer.messages_in)} messages/s`,
       answer.last_position ? `#${count(answer.last_position)}` : ""].filter(Boolean).join(" · "));
-    const kinds = Object.entries(answer.by_kind ?? {}).filter(([, number]) => number).map(([kind, number]) => `${number} ${KINDS[kind] ?? kind}`).join(", ");
+    const byKind = kinds(answer.by_kind);
     write(this.#facts, [
-      ["Subscribers", kinds ? `${count(answer.subscribers)} (${kinds})` : count(answer.subscribers)],
+      ["Subscribers", byKind ? `${count(answer.subscribers)} (${byKind})` : count(answer.subscribers)],
       ["In", `${short(answer.messages_in)} messages/s, ${bytes(answer.bytes_in)}/s`],
       ["Out", `${short(answer.messages_out)} messages/s`],
       ["Last message", ago(answer.last_at && Math.max(0, Date.now() / 1000 - answer.last_at))],
@@ -92,8 +92,10 @@ export class About {
       return;
     }
     const shown = members.members.slice(0, MEMBERS);
-    this.#members.replaceChildren(...shown.map(({ key, metas }) => h("li", {}, h("span", { class: "who", text: key }),
-      ...metas.filter((meta) => meta && Object.keys(meta).length).slice(0, 3).map(jsonLine),
+    this.#members.replaceChildren(...shown.map(({ key, metas }) => h("li", {},
+      metas[0] ? h("a", { href: clientAddress(metas[0].client), class: "who", text: key }) : h("span", { class: "who", text: key }),
+      metas[0] ? h("span", { class: "hint", text: `since ${time(metas[0].joined_at)}` }) : null,
+      ...metas.filter(({ state }) => state !== null && state !== undefined).slice(0, 3).map(({ state }) => jsonLine(state)),
       metas.length > 1 ? h("span", { class: "badge", text: `${metas.length} connections` }) : null)),
       ...(members.count > shown.length ? [h("li", { class: "hint", text: `${count(members.count - shown.length)} more` })] : []));
   }

@@ -1,7 +1,7 @@
 // The view of all channels.
 
 import { channelName, code, empty, h } from "./dom.js";
-import { age, bytes, count, short, time } from "./format.js";
+import { age, bytes, count, plural, short, time } from "./format.js";
 import { showList } from "./list-view.js";
 
 export const channelAddress = (name) => `#/channels/${encodeURIComponent(name)}`;
@@ -12,7 +12,7 @@ const ago = (at) => (at === null || at === undefined ? "–" : `${age(Math.max(0
 export function showChannels(root, inspector) {
   return showList(root, inspector, {
     title: "Channels", label: "Channels", path: "channels", field: "channels", key: ({ channel, pattern }) => `${pattern ? "*" : ""}${channel}`,
-    sort: "-messages_in", placeholder: "Search or open: orders, chat:*",
+    sort: "-messages_in", placeholder: "Search or open",
     columns: [
       { id: "channel", name: "Channel", sorts: "channel", depends: (row) => [row.channel, row.pattern, row.durable, row.retained],
         node: (row) => [h("a", { href: channelAddress(row.channel) }, channelName(row.channel)),
@@ -33,6 +33,12 @@ export function showChannels(root, inspector) {
   });
 }
 
-function kinds(byKind = {}) {
-  return Object.entries(byKind).filter(([, number]) => number).map(([kind, number]) => `${number} ${kind}`).join(", ");
+const KINDS = {
+  sockets: (number) => plural(number, "client"), streams: (number) => plural(number, "stream"),
+  python: (number) => `${count(number)} in the server`, patterns: (number) => `${count(number)} by a pattern`,
+};
+
+/** Subscribers by their kinds as a text. */
+export function kinds(byKind = {}) {
+  return Object.entries(byKind).filter(([, number]) => number).map(([kind, number]) => KINDS[kind](number)).join(", ");
 }

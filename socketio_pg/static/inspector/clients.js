@@ -18,13 +18,13 @@ const where = ({ node, worker }) => (worker === null || worker === undefined ? n
 export function showClients(root, inspector) {
   return showList(root, inspector, {
     title: "Clients", label: "Clients", path: "clients", field: "clients", key: ({ sid }) => sid, sort: "-since",
-    placeholder: "Name, id, address, channel",
+    placeholder: "Name, id, channel",
     columns: [
       { id: "sub", name: "Client", sorts: "sub", depends: (row) => [row.sid, row.sub, row.namespace],
         node: (row) => [h("a", { href: clientAddress(row.sid), class: row.sub ? "who" : "who nobody", text: nameOf(row) }), h("span", { class: "mono hint sid", text: row.sid })] },
       { id: "address", name: "Address", sorts: "address", text: (row) => row.address ?? "–" },
       { id: "channels", name: "Channels", depends: (row) => [row.channels, row.tables],
-        node: (row) => h("span", { class: "few", text: few([...row.channels ?? [], ...(row.tables ?? []).map((table) => `live table ${table}`)]) }) },
+        node: (row) => few([...row.channels ?? [], ...(row.tables ?? []).map((table) => `live table ${table}`)]) },
       { id: "subscriptions", name: "Subscr.", number: true, sorts: "subscriptions", text: (row) => count(row.subscriptions), title: () => "subscriptions to channels, patterns and live tables" },
       { id: "messages_in", name: "Messages in", number: true, sorts: "messages_in", text: (row) => per(short, row.messages_in), title: () => "from the client" },
       { id: "bytes_out", name: "Bytes out", number: true, sorts: "bytes_out", text: (row) => per(bytes, row.bytes_out), title: () => "to the client" },
@@ -46,7 +46,8 @@ function nameOf({ sub, namespace }) {
 }
 
 function few(names) {
-  return `${names.slice(0, FEW).join(", ")}${names.length > FEW ? ` +${names.length - FEW}` : ""}` || "–";
+  if (!names.length) return h("span", { class: "none", text: "–" });
+  return h("span", { class: "few", text: `${names.slice(0, FEW).join(", ")}${names.length > FEW ? ` +${names.length - FEW}` : ""}` });
 }
 
 /** Shows the view of one client. */
@@ -118,7 +119,7 @@ function subscriptionsOf(client) {
 
 function subscription({ channel, pattern, table, id, filter }) {
   const name = channel ?? pattern;
-  return h("li", {}, name ? h("a", { href: channelAddress(name) }, channelName(name)) : h("span", { class: "mono", text: table }),
+  return h("li", {}, name ? h("a", { href: channelAddress(name) }, channelName(name)) : h("a", { href: channelAddress(`table:${table}`), class: "mono", text: table }),
     pattern ? h("span", { class: "badge", text: "pattern" }) : null, table ? h("span", { class: "badge", text: "live table" }) : null,
     id ? h("span", { class: "hint", text: id }) : null,
     filter ? h("code", { class: "filter-text", text: JSON.stringify(filter) }) : null);

@@ -68,7 +68,9 @@ export class FilterField {
   }
 }
 
-function describe(text, { message, at }) {
+function describe(text, { message: found, at }) {
+  const words = found.replace(/^filter: /, "");
+  const message = words[0].toUpperCase() + words.slice(1);
   if (at === null || at === undefined) return message;
   const before = text.slice(Math.max(0, at - 16), at);
   return at >= text.length ? `${message} At the end, after ${before}` : `${message} At character ${at + 1}: ${before}▸${text.slice(at, at + 12)}`;

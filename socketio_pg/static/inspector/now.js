@@ -192,11 +192,10 @@ function sessionTable() {
       { id: "pid", name: "Backend", text: (row) => row.pid },
       { id: "part", name: "Part", text: (row) => row.part },
       { id: "address", name: "Address", text: (row) => row.address ?? "local" },
-      { id: "here", name: "Node", text: (row) => (row.here ? "this one" : "another") },
       { id: "state", name: "State", text: (row) => row.state ?? "–", title: (row) => row.wait ?? "" },
       { id: "in_state", name: "For", number: true, text: (row) => age(row.in_state) },
       { id: "age", name: "Age", number: true, text: (row) => age(row.age) },
-      { id: "channels", name: "LISTEN channels", number: true, text: (row) => count(row.channels) },
+      { id: "listens", name: "LISTEN channels", number: true, text: (row) => count(row.channels) },
     ],
   });
 }
