@@ -20,7 +20,7 @@ from socketio_pg.protocol.encoded import MESSAGE, EncodedPacket, batches, framed
 from socketio_pg.protocol.offsets import Cursor
 from socketio_pg.protocol.overlapping import Part, packets_of_rooms, send_shared, shared_members
 from socketio_pg.protocol.packets import EVENT, quick_packet
-from socketio_pg.protocol.sending import Broadcast, Clients, Line, Sending, Share
+from socketio_pg.protocol.sending import Broadcast, Clients, Group, Line, Sending, Share
 
 
 class Manager(socketio.Manager):  # type: ignore[misc]
@@ -269,7 +269,7 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             return []
         line = self._line(namespace, room)
         lagging = [sid for sid, socket, _ in line.followed if socket.buffered > buffered]
-        for group in line.groups:
+        for group in line.groups():
             lagging += [sid for sid, one in zip(group.sids, group.transports, strict=True) if one.buffered > buffered]
             for sid, eio_sid in group.polling:
                 socket = self.server.eio.sockets.get(eio_sid)
@@ -431,16 +431,20 @@ class Manager(socketio.Manager):  # type: ignore[misc]
             line = Line()
             sockets = self.server.eio.sockets
             cursors = self._cursors if namespace == "/" else {}
+            batching = self._batching if namespace == "/" else ()
             for sid, eio_sid in self.get_participants(namespace, room):
                 socket = sockets.get(eio_sid)
                 if cursors and sid in cursors:
                     if socket is not None:
                         line.followed.append((sid, socket, cursors[sid]))
                 else:
-                    batching = namespace == "/" and sid in self._batching
-                    line.groups[batching].add(sid, eio_sid, None if socket is None else socket.connection)
-            # Polling members may upgrade at any time. Caching rooms of one member would only use memory.
-            if key and len(line) > 1 and not any(group.polling for group in line.groups):
+                    group: Group = line
+                    if batching and sid in batching:
+                        if line.batching is None:
+                            line.batching = Group()
+                        group = line.batching
+                    group.add(sid, eio_sid, None if socket is None else socket.connection)
+            if key and line.can_be_kept():
                 self._lines[key] = line
         return line
 

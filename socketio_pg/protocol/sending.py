@@ -42,20 +42,32 @@ class Group:
             self.sends.append(transport.send)
 
 
-class Line:
-    """The members of a room. The second one of ``groups`` has those that take batches.
+class Line(Group):
+    """The members of a room: those that get single messages, ``batching`` those that take batches, if there are any.
 
     Those whose events have an offset are in ``followed`` only.
     """
 
-    __slots__ = ("followed", "groups")
+    __slots__ = ("batching", "followed")
 
     def __init__(self) -> None:
-        self.groups = (Group(), Group())
+        super().__init__()
+        self.batching: Group | None = None
         self.followed: list[tuple[str, Socket, Cursor]] = []
 
-    def __len__(self) -> int:
-        return len(self.followed) + sum(len(group.sids) + len(group.polling) for group in self.groups)
+    def groups(self) -> list[Group]:
+        """Return the members without those that are followed."""
+        return [self] if self.batching is None else [self, self.batching]
+
+    def can_be_kept(self) -> bool:
+        """Return whether it may be used for several broadcasts, as long as nobody joins or leaves.
+
+        Polling members may upgrade at any time. To keep rooms of one member would only use memory.
+        """
+        if self.batching is None:
+            return not self.polling and len(self.sids) + len(self.followed) > 1
+        several = len(self.sids) + len(self.followed) + len(self.batching.sids) > 1
+        return several and not self.polling and not self.batching.polling
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +124,10 @@ class Sending:
         self, packets: Sequence[EncodedPacket], line: Line, broadcast: Broadcast, room: Any, turn_ends: float
     ) -> float:
         """Send ``packets`` in one piece to all of ``line``. ``turn_ends`` ends the slice; returns its new end."""
-        plain, batching = line.groups
-        if plain.sends or plain.polling:
-            turn_ends = self._send_group(packets, packets, plain, broadcast, room, turn_ends)
-        if batching.sends or batching.polling:
-            turn_ends = self._send_group(packets, batches(packets), batching, broadcast, room, turn_ends)
+        if line.sids or line.polling:
+            turn_ends = self._send_group(packets, packets, line, broadcast, room, turn_ends)
+        if line.batching is not None:
+            turn_ends = self._send_group(packets, batches(packets), line.batching, broadcast, room, turn_ends)
         return self._send_followed(packets, line, broadcast, room, turn_ends) if line.followed else turn_ends
 
     def _send_group(
