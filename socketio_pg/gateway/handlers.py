@@ -19,7 +19,7 @@ from socketio_pg.gateway.limits import ClientLimits
 from socketio_pg.gateway.live_tables import LiveTables
 from socketio_pg.gateway.presence_requests import PresenceRequests
 from socketio_pg.gateway.presence_rooms import PresenceRooms
-from socketio_pg.gateway.subscribing import Subscribing
+from socketio_pg.gateway.subscribing import Subscribing, wants_batches
 from socketio_pg.log.log import Log
 from socketio_pg.presence.presence import Presence
 from socketio_pg.protocol.answers import Answer, showable
@@ -108,7 +108,9 @@ class Handlers:
     def subscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         if "table" not in request:
             return self.subscribing.subscribe(sid, request)
+        batch = wants_batches(request.get("batch"))
         answer = self._tables.subscribe(sid, request)
+        self.subscribing.set_batching(sid, [batch])
         # A recovered session would not have the table, and its client would not know.
         self._keeping.forget(sid)
         return answer

@@ -101,13 +101,22 @@ class Subscribing:
             return self._subscribe_together(sid, request)
         pending = self.prepare(sid, request)
         body, then = self._complete(sid, pending)
-        self._set_batching(sid, [pending.batch])
+        self.set_batching(sid, [pending.batch])
         return Answer("subscribed", body, then)
 
     def unsubscribe(self, sid: str, request: dict[str, Any]) -> Answer:
         if "channels" in request:
             return self._unsubscribe_together(sid, request)
         return Answer("unsubscribed", self._leave(sid, request))
+
+    def set_batching(self, sid: str, wanted: Sequence[bool | None]) -> None:
+        """Let the last one that says something about batches count.
+
+        Once for each request: a change costs some time for each room of the client.
+        """
+        said = [batch for batch in wanted if batch is not None]
+        if said:
+            self._server.manager.set_batching(sid, said[-1])
 
     # -- one channel ---------------------------------------------------------------------------------------------------
 
@@ -122,7 +131,7 @@ class Subscribing:
         self._require(sid, channel)
         # Only clients that have the permission cost more than the question.
         start, strings = requested_start(request), _wants_strings(request.get("numbers"))
-        batch = _wants_batches(request.get("batch"))
+        batch = wants_batches(request.get("batch"))
         filter = self._parse_filter(sid, request.get("filter"))
         presence = self._presence.prepare_again if stored else self._presence.prepare
         wanted = presence(sid, channel, request.get("presence"))
@@ -234,15 +243,6 @@ class Subscribing:
             then = functools.partial(self._delivery.tell_live, sid, channel, place)
         return body | place, then
 
-    def _set_batching(self, sid: str, wanted: Sequence[bool | None]) -> None:
-        """Let the last one that says something about batches count.
-
-        Once for each request: a change costs some time for each room of the client.
-        """
-        said = [batch for batch in wanted if batch is not None]
-        if said:
-            self._server.manager.set_batching(sid, said[-1])
-
     def _connection(self, sid: str) -> str | None:
         found: str | None = self._server.manager.eio_sid_from_sid(sid, "/")
         return found
@@ -303,7 +303,7 @@ class Subscribing:
             batches.append(one.batch)
             if then is not None:
                 replays.append(then)
-        self._set_batching(sid, batches)
+        self.set_batching(sid, batches)
         return Answer("subscribed", {"channels": results}, functools.partial(_run_all, replays), once=True)
 
     def _unsubscribe_together(self, sid: str, request: dict[str, Any]) -> Answer:
@@ -378,7 +378,8 @@ def _wants_strings(value: object) -> bool:
     return value is not None
 
 
-def _wants_batches(value: object) -> bool | None:
+def wants_batches(value: object) -> bool | None:
+    """Return what a request says about batches; None for nothing. Raises :class:`InvalidRequestError`."""
     if value is not None and not isinstance(value, bool):
         raise InvalidRequestError("batch must be true, false or null")
     return value

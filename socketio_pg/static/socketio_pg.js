@@ -2277,7 +2277,7 @@ class LiveTable {
         this.#tables = tables.all;
         this.#handlers = handlers;
         // Small numbers, not random ones: the server writes an event once for all clients that use the same id.
-        this.#body = { table, id: String(++tableIds) };
+        this.#body = { table, id: String(++tableIds), batch: true };
         for (const [name, value] of Object.entries({ where, order, limit, numbers: options.numbers })) {
             if (value !== undefined && value !== null)
                 this.#body[name] = value;

@@ -23,7 +23,9 @@ MANY = 250
 
 @pytest.fixture(scope="module")
 def log(newest_pg: Cluster) -> Iterator[Log]:
-    made = Log(newest_pg, "batches", AUTO_INIT="1", DURABLE_CHANNELS="durable:*")
+    newest_pg.sql("DO $$ BEGIN CREATE ROLE batch_reader; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    settings = {"LIVE_TABLES": "public.*", "LIVE_TABLE_ROLE": "batch_reader"}
+    made = Log(newest_pg, "batches", AUTO_INIT="1", DURABLE_CHANNELS="durable:*", **settings)
     wait_installed(made)
     yield made
     made.server.close()
@@ -123,6 +125,26 @@ def test_patterns_and_channels_together(log: Log, swarm: Swarm, channel: str) ->
     assert {one["pattern"] for one in messages(only)} == {f"{channel}:*"}
     assert len(batching.packets) < MANY / 2
     assert len(only.packets) < MANY / 2
+
+
+def test_changes_of_live_tables(log: Log, swarm: Swarm) -> None:
+    log.sql(
+        "CREATE TABLE many (id int PRIMARY KEY, n int); SELECT socketio_pg.watch('many', bulk_limit => 1000); "
+        "GRANT SELECT ON many TO batch_reader"
+    )
+    plain, batching = swarm.connect(2)
+    for client, batch in ((plain, None), (batching, True)):
+        assert subscribe(swarm, client, table="public.many", batch=batch)["ok"]
+        swarm.run_until(lambda client=client: bool(client.events("live")))  # type: ignore[misc]
+    assert code(subscribe(swarm, plain, table="public.many", id="wrong", batch=1)) == "invalid_request"
+    for client in (plain, batching):
+        client.packets.clear()
+    log.sql("INSERT INTO many SELECT n, n FROM generate_series(1, %s) AS n", MANY)
+    swarm.run_until(lambda: len(messages(plain)) == len(messages(batching)) == MANY)
+    assert [one["payload"]["new"]["id"] for one in messages(plain)] == list(range(1, MANY + 1))
+    assert messages(batching) == messages(plain)
+    assert plain.events("events") == []
+    assert len(batching.packets) < MANY / 2
 
 
 def test_senders_that_want_no_echo(log: Log, swarm: Swarm, channel: str) -> None:
