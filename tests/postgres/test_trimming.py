@@ -34,6 +34,8 @@ class World:
 
     log: LogDatabase
     connection: Any
+    #: Reads and publishes: new connections for that would take most of the time.
+    session: Any
     rules: Rules = field(default_factory=lambda: Rules(Rule(max_age=DEFAULT_AGE)))
     max_messages: int | None = None
     published: dict[int, tuple[str, float]] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class World:
         return len(self.published)
 
     def publish(self, channel: str, payload: str = "1") -> None:
-        self.log.publish(channel, payload)
+        self.sql("SELECT socketio_pg.publish(%s, %s)", channel, payload)
         move_everything(self.connection, 1000)
         self.published[self.head + 1] = (channel, self.now)
         if payload == "null":
@@ -58,7 +60,7 @@ class World:
 
     def wait(self, minutes: int) -> None:
         self.now += minutes * 60
-        self.log.sql("UPDATE socketio_pg.log SET logged_at = logged_at - make_interval(mins => %s)", minutes)
+        self.sql("UPDATE socketio_pg.log SET logged_at = logged_at - make_interval(mins => %s)", minutes)
 
     def trim(self, steps: int = 60) -> None:
         def run() -> None:
@@ -72,12 +74,17 @@ class World:
         """Another process leads, which knows nothing of what this one has found out."""
         self.trimming.reset()
 
+    def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with self.session.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return list(cursor.fetchall()) if cursor.description else []
+
     def left(self) -> set[int]:
-        return {position for (position,) in self.log.sql("SELECT position FROM socketio_pg.log")}
+        return {position for (position,) in self.sql("SELECT position FROM socketio_pg.log")}
 
     def read(self, channel: str, after: int) -> tuple[int, list[int]]:
         """Return how far the channel is trimmed, and the positions of its messages after ``after``."""
-        rows = self.log.sql(_CHANNEL_PAGES, [channel], [after], [self.head], 10_000, 10_000_000)
+        rows = self.sql(_CHANNEL_PAGES, [channel], [after], [self.head], 10_000, 10_000_000)
         return rows[0][0], [row[3] for row in rows if row[3] is not None]
 
     def own(self, channel: str) -> bool:
@@ -112,10 +119,11 @@ def world_of(log: LogDatabase) -> Iterator[World]:
         "UPDATE socketio_pg.head SET trimmed = 0; SELECT setval('socketio_pg.removed_position', 0),"
         "setval('socketio_pg.newest_position', 0)"
     )
-    with contextlib.closing(log.connect()) as connection, connection.cursor() as cursor:
-        cursor.execute(_SESSION)
+    with contextlib.closing(log.connect()) as connection, contextlib.closing(log.connect()) as session:
+        with connection.cursor() as cursor:
+            cursor.execute(_SESSION)
         prepare(connection)
-        yield World(log, connection)
+        yield World(log, connection, session)
 
 
 @pytest.fixture
@@ -192,9 +200,7 @@ def check(world: World) -> None:
             if world.own(channel) and after < trimmed:
                 # Nobody is told that messages are missing of a channel that lacks none: unless they were trimmed
                 # before the channel had its rule.
-                since = world.log.sql("SELECT min(since) FROM socketio_pg.retention WHERE %s LIKE expression", channel)[
-                    0
-                ][0]
+                [(since,)] = world.sql("SELECT min(since) FROM socketio_pg.retention WHERE %s LIKE expression", channel)
                 lost = [position for position in ours if after < position <= trimmed and position not in left]
                 assert lost or after < (world.head if since is None else since)
 
