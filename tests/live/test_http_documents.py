@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from socketio_pg.web.api_errors import BODY_STATUSES, ROUTING_STATUSES, STATUSES
 from tests.support import asyncapi
 from tests.support.clients import SocketClient
-from tests.support.http_api import HttpApi, after
+from tests.support.http_api import HttpApi, after, refusal
 from tests.support.log import Log, wait_installed
 from tests.support.missing import missing
 from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster
-from tests.support.server import ROOT
+from tests.support.server import ROOT, ServerProcess
 from tests.support.tokens import SECRET, mint
 
 PAGE = ROOT / "docs" / "http.md"
@@ -76,8 +77,11 @@ def test_table_of_errors_is_complete() -> None:
 
 #: The responses of streams never end; Schemathesis would wait for each of them.
 NO_STREAMS = ("--exclude-path-regex", "/stream$")
+#: Seconds for a run of Schemathesis on the slowest machine: some hundred requests, one after the other.
+SECONDS = 900
 
 
+@pytest.mark.timeout(SECONDS + 100)
 def test_server_conforms_to_the_openapi_document(log: Log, tmp_path: Path) -> None:
     """Schemathesis sends some hundred valid and invalid requests and checks the responses against the document."""
     command = [
@@ -87,7 +91,7 @@ def test_server_conforms_to_the_openapi_document(log: Log, tmp_path: Path) -> No
         # A schema cannot express that a name is limited to 63 bytes, not characters, or that since requires epoch.
         "--exclude-checks", "positive_data_acceptance",
     ]  # fmt: skip
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "Tested: 4" in run.stdout
     assert "Traceback" not in log.server.log, log.server.log
@@ -95,18 +99,50 @@ def test_server_conforms_to_the_openapi_document(log: Log, tmp_path: Path) -> No
     assert log.sql("SELECT count(*) > 0 FROM socketio_pg.log") == [(True,)]
 
 
-def test_openapi_document_requires_tokens(newest_pg: Cluster, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def secured(newest_pg: Cluster) -> Iterator[ServerProcess]:
     # With the schema: without its key, each request for a ticket waits for two seconds.
     log = Log(newest_pg, "http_document_tokens", JWT_SECRET=SECRET, MAX_EVENTS_PER_SECOND="0", AUTO_INIT="1")
     with contextlib.closing(log.server):
-        command = [
-            str(Path(sys.executable).parent / "st"), "run", f"{log.server.url}/api/openapi.json",
-            "--header", f"Authorization: Bearer {mint()}", "--phases", "coverage", "--generation-database", "none",
-            "--no-color", *NO_STREAMS, "--checks", "ignored_auth,status_code_conformance,response_headers_conformance",
-        ]  # fmt: skip
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
-        assert run.returncode == 0, run.stdout + run.stderr
-        assert json.loads(log.server.get("/api/openapi.json")[1])["security"] == [{"token": []}]
+        yield log.server
+
+
+def test_openapi_document_requires_tokens(secured: ServerProcess) -> None:
+    """So does each operation, those with streams included: without a token, and with that of another."""
+    document = json.loads(secured.get("/api/openapi.json")[1])
+    assert document["security"] == [{"token": []}]
+    operations = [
+        (method, path.replace("{channel}", "foo"), operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if operation.get("security") != []
+    ]
+    assert len(operations) == 6
+    for method, path, operation in operations:
+        request = {"json": {"channel": "foo", "payload": 1}} if method == "post" else {"params": {"channel": "foo"}}
+        for headers in ({}, {"Authorization": f"Bearer {mint(secret='x' * 64)}"}):
+            answer = requests.request(method, secured.url + path, headers=headers, timeout=PATIENCE, **request)
+            assert refusal(answer) == (401, "unauthorized"), path
+            assert "401" in operation["responses"], path
+            assert answer.headers["WWW-Authenticate"] == "Bearer", path
+        token = {"Authorization": f"Bearer {mint()}"}
+        with requests.request(
+            method, secured.url + path, headers=token, timeout=PATIENCE, stream=True, **request
+        ) as answer:
+            assert str(answer.status_code) in operation["responses"].keys() - {"401"}, path
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(SECONDS + 100)
+def test_tokens_are_required_as_the_openapi_document_says(secured: ServerProcess, tmp_path: Path) -> None:
+    """Schemathesis repeats its requests without a token and with another one."""
+    command = [
+        str(Path(sys.executable).parent / "st"), "run", f"{secured.url}/api/openapi.json",
+        "--header", f"Authorization: Bearer {mint()}", "--phases", "coverage", "--generation-database", "none",
+        "--no-color", *NO_STREAMS, "--checks", "ignored_auth,status_code_conformance,response_headers_conformance",
+    ]  # fmt: skip
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 # -- docs/asyncapi.yaml ------------------------------------------------------------------------------------------------
