@@ -1,5 +1,6 @@
 // Batches on sockets that the application has made, driven by test_batches.py: prints "ready", waits for notifications
-// with {"n": 1} to {"n": LAST} on the channel, and prints what each scenario has heard of them, as one JSON object.
+// with {"n": 1} to {"n": LAST} on the channel, and prints what each scenario has heard of them, as one JSON object. Each
+// notification also has a large integer, "big".
 import { readFile } from "node:fs/promises";
 import { io } from "socket.io-client";
 
@@ -79,6 +80,12 @@ const scenarios = {
     await one.on("message", () => { if (++heard[0] === 5) one.unsubscribe(); }).subscribe();
     await two.on("message", () => { heard[1]++; }).subscribe();
     return () => heard;
+  },
+  async largeIntegers(socket) {
+    const heard = new Set();
+    const client = createClient(socket, { integers: "bigint" });
+    await client.channel(channel).on("message", ({ payload: { n, big } }) => { heard.add(String(big - BigInt(n))); }).subscribe();
+    return () => [...heard];
   },
   async disconnectsInTheMiddle(socket) {
     let heard = 0;

@@ -72,7 +72,8 @@ def as_strings(value: Any) -> Any:
 
 
 def notify(log: Log, channel: str, count: int = MANY) -> None:
-    log.sql("SELECT pg_notify(%s, json_build_object('n', n)::text) FROM generate_series(1, %s) AS n", channel, count)
+    payload = "json_build_object('n', n, 'big', 9007199254740992 + n)"
+    log.sql(f"SELECT pg_notify(%s, {payload}::text) FROM generate_series(1, %s) AS n", channel, count)
 
 
 def test_messages_that_come_together_are_sent_together(log: Log, swarm: Swarm, channel: str) -> None:
@@ -246,6 +247,7 @@ def test_sockets_of_the_application(log: Log, channel: str) -> None:
         "ownEventOfThatName": MANY,
         "closesInTheMiddle": [MANY, 5],
         "unsubscribesInTheMiddle": [5, MANY],
+        "largeIntegers": ["9007199254740992"],
         "disconnectsInTheMiddle": 5,
         "uncaught": [],
     }
