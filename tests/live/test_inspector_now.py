@@ -4,7 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
-from tests.support.tokens import SECRET, mint
+from tests.support.tokens import SECRET, ending_soon, mint
 
 #: Of a process, beside what the test compares.
 KEYS = {
@@ -142,8 +142,12 @@ def test_namespace_is_for_readers_only(nodes: Nodes) -> None:
 
 
 def test_session_of_the_namespace_ends_with_the_sign_in(nodes: Nodes) -> None:
-    token = mint(role="operator", exp=time.time() + 2)
-    with closing(InspectorClient(nodes.other.url, auth={"token": token}, reconnection=False)) as client:
+    def opened(exp: int) -> InspectorClient | None:
+        with suppress(socketio.exceptions.ConnectionError):
+            return InspectorClient(nodes.other.url, auth={"token": mint(role="operator", exp=exp)}, reconnection=False)
+        return None
+
+    with closing(ending_soon(opened)) as client:
         assert client.next("error")["code"] == "unauthorized"
         client.next("disconnect")
 

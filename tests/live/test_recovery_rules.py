@@ -1,6 +1,5 @@
 """Sessions that are not recovered, or not whole: tokens, permissions, NOTIFY, and an expired session."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from tests.support.log import Log, wait_installed
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.recovery import RecoveringClient
-from tests.support.tokens import SECRET, mint
+from tests.support.tokens import SECRET, ending_soon, mint
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +65,10 @@ def test_the_token_of_the_new_connection_counts(strict: Log, channel: str) -> No
 
 
 def test_a_session_ends_with_its_token(strict: Log, channel: str) -> None:
-    # Long enough for a client to connect and subscribe on a slow machine.
-    client = RecoveringClient(strict.server.url, auth=_token(channel, exp=int(time.time()) + 8))
+    client = RecoveringClient(strict.server.url, auth=_token(channel))
     try:
         client.subscribe(channel)
-        client.send({"auth": _token(channel)})
+        ending_soon(lambda exp: client.call("authenticate", _token(channel, exp=exp))["ok"] or None)
         assert client.next(event="error")["argument"]["code"] == "unauthorized"
         assert client.connected()["recovery"] == {"recovered": False, "reason": "unknown_session"}
     finally:

@@ -1,7 +1,6 @@
 """Who may open a stream: tokens, tickets and their cookie, policies that change, limits, other origins."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
 from tests.support.sse import RefusedError, Stream, stream_path
-from tests.support.tokens import mint
+from tests.support.tokens import ending_soon, mint
 
 APP = "tests.support.streams_app:app"
 SETTINGS = RLS | {"JWT_LEEWAY": "0", "PERMISSION_RECHECK_SECONDS": "0", "CORS_ALLOWED_ORIGINS": "https://app.example"}
@@ -73,7 +72,12 @@ def test_policies_decide_and_a_lost_permission_ends_the_stream(
 
 
 def test_a_stream_ends_with_its_token(server: ServerProcess, room: str) -> None:
-    with Stream(server.url, room, token=token(exp=int(time.time()) + 5)) as stream:
+    def opened(exp: int) -> Stream | None:
+        with contextlib.suppress(RefusedError):
+            return Stream(server.url, room, token=token(exp=exp))
+        return None
+
+    with ending_soon(opened) as stream:
         assert [stream.next().name for _ in range(2)] == ["subscribed", "token_expiring"]
         ended = stream.next()
         assert (ended.name, ended.json["code"]) == ("error", "unauthorized")

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+Result = TypeVar("Result")
 
 SECRET = "a secret of the tests, and one of more than 64 bytes: 0123456789abcdef"
 
@@ -68,6 +70,18 @@ def mint(
 ) -> str:
     """Return a token signed with the tests' secret."""
     return jwt.encode(complete(claims), secret, algorithm, headers=None if headers is None else dict(headers))
+
+
+def ending_soon(attempt: Callable[[int], Result | None]) -> Result:
+    """Call ``attempt`` with the `exp` of a token whose end the test waits for, until it returns a result.
+
+    None says that the token had expired before the server got it, as on a busy machine: the next one lives longer.
+    """
+    for seconds in (3, 10, 40):
+        result = attempt(int(time.time()) + seconds)
+        if result is not None:
+            return result
+    raise AssertionError(f"a token of {seconds} s is refused")
 
 
 def by_hand(header: object, claims: object, sign: Callable[[bytes], bytes] = lambda text: b"") -> str:
