@@ -100,7 +100,10 @@ class Subscriber:
             connect_options={
                 "auth": auth, "headers": headers or {}, "transports": list(transports), "socketio_path": socketio_path
             },
-            client_options={"handle_sigint": False} | client_options | {"reconnection": False},
+            # Without it the stock client gives up after 5 s, whatever the timeout.
+            client_options={"handle_sigint": False, "request_timeout": timeout}
+            | client_options
+            | {"reconnection": False},
             parse_float=parse_float,
         )  # fmt: skip
         if not retry:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -256,6 +257,8 @@ def test_unreachable_server_raises_connection_error(channel: str) -> None:
     port = free_port()
     with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}"):
         Subscriber(f"http://127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ConnectionError):
+        Subscriber(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2)
     with Subscriber(f"http://127.0.0.1:{port}", retry=True, timeout=0.2) as subscriber:
         with pytest.raises(ConnectionError):
             subscriber.subscribe(channel, print)

@@ -14,6 +14,7 @@ import websocket
 
 from socketio_pg.core.messages import EncodedMessage, WireJSON
 from socketio_pg.subscriber.connection import Connection, EngineClient
+from socketio_pg.subscriber.subscriber import Subscriber
 
 UTF8 = "ünïcödé 🐘".encode()
 
@@ -34,6 +35,15 @@ def test_application_options_take_precedence_and_are_not_modified() -> None:
     given = {"websocket_extra_options": {"skip_utf8_validation": False, "header": {"X-A": "1"}}}
     options(given).pop("header")  # as python-engineio does when it connects
     assert options(given) == {"skip_utf8_validation": False, "header": {"X-A": "1"}}
+
+
+@pytest.mark.parametrize(("given", "seconds"), [({}, 15.0), ({"timeout": 60.0}, 60.0), ({"request_timeout": 1}, 1)])
+def test_the_library_waits_for_the_server_as_long_as_the_subscriber(given: dict[str, Any], seconds: float) -> None:
+    """Its own default is 5 s, which a busy server exceeds."""
+    with Subscriber("http://127.0.0.1:9", retry=True, **given) as subscriber:
+        link = subscriber._link
+        connection = Connection(link._client_options, threading.RLock(), lambda *_: None)
+    assert connection._client.eio.request_timeout == seconds
 
 
 def read(frame: bytes, **given: Any) -> str | bytes:
