@@ -85,7 +85,8 @@ class SocketClient:
         **options: Any,
     ) -> None:
         self._events: dict[str, queue.Queue[Any]] = {name: queue.Queue() for name in self.EVENTS}
-        options = {"reconnection_delay": 0.1, "reconnection_delay_max": 0.5} | options
+        # The stock client gives up when the server takes over 5 s to accept it.
+        options = {"reconnection_delay": 0.1, "reconnection_delay_max": 0.5, "request_timeout": PATIENCE} | options
         self.io = _InOrderClient(**options)
         for name in self.EVENTS:
             self.io.on(name, self._recorder(name), namespace=self.NAMESPACE)
