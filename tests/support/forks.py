@@ -191,6 +191,8 @@ class Forker:
         """In the fork: take the command's descriptors and none of the others."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # A shell that starts the tests with `&` lets them, and their commands, ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, descriptor in enumerate(descriptors[:3]):
             os.dup2(descriptor, number)
         for descriptor in (*descriptors, *self._statuses.values()):
