@@ -33,7 +33,7 @@ def policy_with(policies: Policies, database: PolicyDatabase, room: str, case: s
 
 @pytest.fixture
 def slow_room(policies: Policies, database: PolicyDatabase, room: str) -> Iterator[str]:
-    with policy_with(policies, database, room, f"channel = '{room}' THEN pg_sleep(10)"):
+    with policy_with(policies, database, room, f"channel = '{room}' THEN pg_sleep({PATIENCE:g})"):
         yield room
 
 
@@ -150,7 +150,7 @@ def test_lost_idle_connections_are_replaced(policies: Policies, database: Policy
 def test_connection_lost_during_a_decision_is_an_error(
     policies: Policies, database: PolicyDatabase, slow_room: str
 ) -> None:
-    policies._timeout = 5.0
+    policies._timeout = PATIENCE
     assert policies.ask(question("subscribe", "kitchen")) is True
     found: list[Any] = []
     thread = green.spawn(lambda: found.extend(outcomes(policies, question("subscribe", slow_room))))
@@ -176,14 +176,21 @@ def test_connection_lost_during_a_decision_is_an_error(
     assert policies.ask(question("subscribe", "kitchen")) is True
 
 
-def test_stop_fails_all_waiting_questions(policies: Policies, slow_room: str) -> None:
-    policies._timeout = 1.0
+def test_stop_fails_all_waiting_questions(policies: Policies, database: PolicyDatabase, slow_room: str) -> None:
+    policies._timeout = PATIENCE
     found: list[Any] = []
     thread = green.spawn(
         lambda: found.extend(outcomes(policies, *(question("subscribe", slow_room, str(n)) for n in range(200))))
     )
-    green.sleep(0.1)
+    deciding = (
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE usename = 'web' AND datname = current_database() AND wait_event = 'PgSleep'"
+    )
+    with green.timeout(PATIENCE):
+        while not database.sql(deciding):
+            green.sleep(0.01)
     policies.stop()
+    database.sql(f"SELECT pg_terminate_backend(pid) FROM ({deciding}) AS left_behind")
     thread.wait()
     assert {type(answer) for answer in found} == {DatabaseUnavailableError}
     assert policies._lane.busy == policies._slow_lane.busy == 0
