@@ -1,6 +1,7 @@
 """The Socket.IO server: invalid packets and binary packets."""
 
 import logging
+import time
 
 import pytest
 import socketio
@@ -108,12 +109,13 @@ def test_log_lines_about_invalid_packets_are_rate_limited(
     server: Server, wire: Wire, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "socketio_pg")
+    began = time.monotonic()
     for number in range(3_000):
         wire.connect(f"eio{number}")
         wire.receive("2abc", f"eio{number}")
     assert len(wire.closed) == 3_000
     lines = [record.getMessage() for record in caplog.records]
-    assert 1 <= len(lines) <= 10, "at most one line per second"
+    assert 1 <= len(lines) <= time.monotonic() - began + 1, "at most one line per second"
     assert lines[0] == "closing the connection of a client: this is not JSON, or nested too deeply"
     assert_no_client_state(server)
 

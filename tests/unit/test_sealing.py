@@ -1,6 +1,7 @@
 """The seal of a node: waits for the key, counts and forgets refused texts."""
 
 import logging
+import time
 
 import pytest
 
@@ -52,9 +53,10 @@ def test_refused_texts_are_logged_once_a_second_and_forgotten(
 ) -> None:
     sealing.use("1/1", KEYS)
     with caplog.at_level(logging.WARNING):
+        began = time.monotonic()
         for _ in range(100):
             assert sealing.open("refused here", "anything") is None
-    assert len(caplog.records) == 1
+        assert 1 <= len(caplog.records) <= 1 + time.monotonic() - began
     assert "refused here" in caplog.text
     assert sealing.refused() == ["unsealed"]
     sealing.memory = 0.0
