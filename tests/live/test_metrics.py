@@ -250,11 +250,15 @@ def test_slow_consumers_are_counted(slow_log: Log, channel: str) -> None:
         swarm.run_until(lambda: bool(slow.events("subscribed")))
         moved = Moved(server)
         payload, seen, deadline = "x" * 1_000, False, time.monotonic() + 2 * PATIENCE
-        while moved.by('cut_off_total{reason="slow_consumer"}') == [0]:
-            slow_log.sql("SELECT pg_notify(%s, %s || n) FROM generate_series(1, 5) AS n", channel, payload)
-            now = scrape(server)
-            seen = seen or (now["slow_connections"] == 1 and 0 < now["send_buffer_bytes"] < 20_000)
-            assert time.monotonic() < deadline
+        with SocketClient(server.url) as witness:
+            subscribe(channel, witness)
+            while moved.by('cut_off_total{reason="slow_consumer"}') == [0]:
+                slow_log.sql("SELECT pg_notify(%s, %s || n) FROM generate_series(1, 5) AS n", channel, payload)
+                for _ in range(5):  # a server that is behind would get too many at once
+                    witness.next("event")
+                now = scrape(server)
+                seen = seen or (now["slow_connections"] == 1 and 0 < now["send_buffer_bytes"] < 20_000)
+                assert time.monotonic() < deadline
         assert seen
         wait_for(server, lambda _: moved.by('dropped_bytes_total{reason="slow_consumer"}') != [0])
         [cut, lost] = moved.by(
@@ -274,8 +278,11 @@ def test_dropped_bytes_of_lost_connections_are_counted(slow_log: Log, channel: s
         swarm.run_until(lambda: bool(slow.events("subscribed")))
         moved = Moved(server)
         # Sends less at a time than the send buffer holds, so that the server does not disconnect the client.
-        while not scrape(server)["send_buffer_bytes"]:
-            slow_log.sql("SELECT pg_notify(%s, %s || clock_timestamp())", channel, "x" * 5_000)
+        with SocketClient(server.url) as witness:
+            subscribe(channel, witness)
+            while not scrape(server)["send_buffer_bytes"]:
+                slow_log.sql("SELECT pg_notify(%s, %s || clock_timestamp())", channel, "x" * 5_000)
+                witness.next("event")
         swarm.leave(slow, reset=True)
         wait_for(server, lambda now: sum(connections(now)) == 0)
         wait_for(server, lambda _: moved.by('dropped_bytes_total{reason="connection_lost"}') != [0])
