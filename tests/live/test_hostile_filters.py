@@ -168,7 +168,7 @@ def test_many_expensive_filters_do_not_block_the_loop(log: Log, witness: SocketC
         longest_stall(log.server)
         log.publish(channel, 1, total, pad=9_000)
         assert numbers(witness, total) == list(range(1, total + 1))
-        assert longest_stall(log.server) < 0.1
+        assert longest_stall(log.server) < 0.1 * slowness()
         assert all(one.events("unsubscribed") == one.events("event") == [] for one in attackers), "within their budgets"
 
 
