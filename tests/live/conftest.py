@@ -36,7 +36,7 @@ def chromium(chromium_path: str) -> Iterator[Browser]:
         arguments.append("--no-sandbox")  # Chromium refuses to start as root otherwise
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=arguments)
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=arguments, timeout=PATIENCE)
         yield browser
         browser.close()
 

@@ -87,7 +87,7 @@ def fail() -> None:
 
 @io.on("call me")
 def call_me(question: Any) -> Any:
-    return io.call("question", question, to=sid(), timeout=5)
+    return io.call("question", question, to=sid(), timeout=60)
 
 
 def own_state(_: None) -> dict[str, Any]:

@@ -208,5 +208,5 @@ def test_json_in_the_docs_is_json(root: Path) -> None:
 
 def test_shell_in_the_docs_is_shell(root: Path) -> None:
     script = "\n".join(code.replace("<this repository>", "URL") for _, code in blocks(root, "sh"))
-    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=10)
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=120)
     assert checked.returncode == 0, checked.stderr

@@ -143,7 +143,7 @@ def test_promtool_accepts_the_metrics(socket_server: SocketServer) -> None:
 
 def complaints(*command: str, stdin: str = "") -> str | None:
     """Run a checking program. Return its output, or None when it succeeds."""
-    result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
     return None if result.returncode == 0 else f"{result.returncode}: {result.stdout}{result.stderr}"
 
 

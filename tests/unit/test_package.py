@@ -27,7 +27,7 @@ def run_python(root: Path, *arguments: str, **environment: str) -> subprocess.Co
         env=os.environ | {"PYTHONPATH": str(root)} | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

@@ -183,7 +183,7 @@ def test_javascript_does_the_same_as_python() -> None:
     test_members_are_those_of_the_server_whatever_is_lost()
     done = subprocess.run(
         [node, str(ROOT / "tests" / "unit" / "presence_state.mjs")],
-        input=json.dumps([history for history, _ in recorded]), capture_output=True, text=True, check=True, timeout=60,
+        input=json.dumps([history for history, _ in recorded]), capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     for (history, expected), found in zip(recorded, json.loads(done.stdout), strict=True):
         assert found == expected, history
