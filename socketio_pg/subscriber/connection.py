@@ -82,6 +82,12 @@ class SocketClient(socketio.Client):  # type: ignore[misc]
     def _engineio_client_class(self) -> type[engineio.Client]:
         return EngineClient
 
+    def disconnect(self) -> None:
+        # A copy: the thread that reads may remove a namespace meanwhile, because the server disconnects the client.
+        for namespace in list(self.namespaces):
+            self._send_packet(self.packet_class(socketio.packet.DISCONNECT, namespace=namespace))
+        self.eio.disconnect()
+
 
 class Connection:
     """One connection. Never reused after a loss, so that its late events cannot be mistaken for the next one's."""

@@ -119,6 +119,14 @@ def deliver(connection: Connection, message: EncodedMessage, **extra: Any) -> No
     client._handle_eio_message("2" + WireJSON.dumps(["event", message.to_wire() | extra]))
 
 
+def test_the_server_may_disconnect_the_client_while_it_closes_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = Connection({}, threading.RLock(), lambda *_: None)
+    client = connection._client
+    client.namespaces = {"/": "a sid"}
+    monkeypatch.setattr(client, "_send_packet", lambda packet: client.namespaces.clear())
+    connection.close()
+
+
 def test_connection_is_closed_before_its_reading_thread_has_started() -> None:
     """close() may come from another thread than the one that connects."""
     client = EngineClient()
