@@ -48,6 +48,11 @@ class _InOrderClient(socketio.Client):  # type: ignore[misc]
     def _engineio_client_class(self) -> type[engineio.Client]:
         return _InOrder
 
+    def disconnect(self) -> None:
+        for namespace in list(self.namespaces):  # a copy, because the thread that reads may remove one
+            self._send_packet(self.packet_class(socketio.packet.DISCONNECT, namespace=namespace))
+        self.eio.disconnect()
+
 
 class SocketClient:
     """python-socketio's client, whose events can be awaited in the order of their arrival.
