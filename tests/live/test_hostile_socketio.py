@@ -11,6 +11,7 @@ import pytest
 from tests.support.clients import SocketClient
 from tests.support.frames import TEXT, frame
 from tests.support.invariants import settled, state, unharmed
+from tests.support.pace import slowness
 from tests.support.patience import until
 from tests.support.postgres import Cluster
 from tests.support.raw_http import WebSocket, http, open_session
@@ -22,8 +23,8 @@ APP = "tests.support.watched_app:app"
 
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
-    # Without rate limits, so that every packet reaches the parser.
-    made = ServerProcess(newest_pg.url(), app=APP, DRAIN_SECONDS="0.2", MAX_EVENTS_PER_SECOND="0")
+    # Without rate limits, so that every packet reaches the parser. Its first pings come after the tests.
+    made = ServerProcess(newest_pg.url(), app=APP, DRAIN_SECONDS="0.2", MAX_EVENTS_PER_SECOND="0", PING_INTERVAL="300")
     yield made
     made.close()
 
@@ -216,7 +217,7 @@ def test_one_megabyte_of_garbage_delays_no_other_client(server: ServerProcess, c
             client.socket.setblocking(False)
         began = time.monotonic()
         witness.call("unsubscribe", {"channel": "nothing"})
-        assert time.monotonic() - began < 8.0, "mostly an allowance for a busy machine"
+        assert time.monotonic() - began < 8.0 * slowness(), "mostly an allowance for a busy machine"
         for client in clients:
             answer = answer_of(swarm, client, 1)
             assert isinstance(answer, dict)
@@ -341,7 +342,7 @@ def test_thousands_of_reconnects_on_their_transports_leave_nothing_behind(server
 
 
 def test_closed_sessions_do_not_stay_until_their_ping(server: ServerProcess, channel: str) -> None:
-    """A flood of sessions that make room for each other held 100 MB until the 25 seconds of PING_INTERVAL were over."""
+    """A flood of sessions that make room for each other held 100 MB until the time of PING_INTERVAL was over."""
     with unharmed(server, channel):
         base = state(server)
         for _ in range(20):
@@ -350,7 +351,7 @@ def test_closed_sessions_do_not_stay_until_their_ping(server: ServerProcess, cha
             assert http(server, "POST", session, body=b"1").status == 200
             with WebSocket(server) as one:
                 one.connect()
-        settled(server, base, seconds=20)
+        settled(server, base)
 
 
 def test_thousands_of_unknown_namespaces_are_refused(server: ServerProcess, channel: str) -> None:
