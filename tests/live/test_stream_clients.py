@@ -10,9 +10,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import requests
 from playwright.sync_api import Browser
 
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 from tests.support.policies import RLS, PolicyDatabase
 from tests.support.postgres import Cluster
 from tests.support.server import ServerProcess
@@ -28,8 +29,8 @@ def database(newest_pg: Cluster) -> PolicyDatabase:
 
 @pytest.fixture(scope="module")
 def server(database: PolicyDatabase) -> Iterator[ServerProcess]:
-    """Tickets are good for a second without their cookie."""
-    with contextlib.closing(ServerProcess(database.server_url, app=APP, TICKET_SECONDS="1", **RLS)) as made:
+    """Tickets are good for a few seconds without their cookie."""
+    with contextlib.closing(ServerProcess(database.server_url, app=APP, TICKET_SECONDS="3", **RLS)) as made:
         yield made
 
 
@@ -43,6 +44,7 @@ async ([token, channels]) => {
     const {ticket} = await answer.json();
     window.found = [];
     window.source = new EventSource(`/api/channels/${channels[0]}/stream?ticket=${ticket}`);
+    window.opened = new Promise(done => source.onopen = source.onerror = () => done(source.readyState === 1));
     source.onmessage = event => found.push(JSON.parse(event.data).payload);
     source.addEventListener("live", () => found.push("live"));
 }
@@ -57,10 +59,16 @@ def test_an_event_source_of_a_browser_comes_back_long_after_its_ticket(
     page = chromium.new_context(bypass_csp=True).new_page()
     try:
         page.goto(f"{server.url}/healthz")
-        page.evaluate(PAGE, [mint(sub="alice", role="authenticated"), [channel]])
-        page.wait_for_function("source.readyState === 1", timeout=PATIENCE * 1000)
+
+        def opens() -> bool:
+            page.evaluate(PAGE, [mint(sub="alice", role="authenticated"), [channel]])
+            return bool(page.evaluate("opened"))
+
+        until(opens, "a ticket that is not used too late")
         database.sql("SELECT socketio_pg.publish(%s, '1')", channel)
         page.wait_for_function("found.length === 1", timeout=PATIENCE * 1000)
+        url = page.evaluate("source.url")
+        until(lambda: requests.head(url, timeout=PATIENCE).status_code == 401, "the ticket alone is no longer good")
         server.stop()
         database.sql("SELECT socketio_pg.publish(%s, '2')", channel)
         server.start()
