@@ -24,9 +24,7 @@ def database(newest_pg: Cluster) -> PolicyDatabase:
 @pytest.fixture(scope="module")
 def server(database: PolicyDatabase) -> Iterator[ServerProcess]:
     settings = RLS | {"AUTH": "optional", "PUBLIC_CHANNELS": "open:*", "PERMISSION_RECHECK_SECONDS": "0"}
-    with contextlib.closing(
-        ServerProcess(database.server_url, PERMISSION_TIMEOUT="0.3", PERMISSION_CACHE_SECONDS="1", **settings)
-    ) as made:
+    with contextlib.closing(ServerProcess(database.server_url, PERMISSION_CACHE_SECONDS="1", **settings)) as made:
         yield made
 
 
