@@ -173,13 +173,19 @@ def test_subscription_no_longer_allowed_ends_and_others_continue(
     server: ServerProcess, newest_pg: Cluster, kinds: list[Kind], channel: str
 ) -> None:
     mine, other = f"{channel}-mine", f"{channel}-other"
-    tokens: Tokens = {
-        "connecting": [token(16, "both", subscribe=[mine, other]), ""],
-        "renewing": [token(20, "one", subscribe=[mine]), token(3600, "both again", subscribe=[mine, other])],
-    }
+
+    def tokens() -> Tokens:
+        # A client renews its token after a sixth of its life at the earliest; until then it has to subscribe.
+        return {
+            "connecting": [token(24, "both", subscribe=[mine, other]), ""],
+            "renewing": [token(28, "one", subscribe=[mine]), token(3600, "both again", subscribe=[mine, other])],
+        }
+
+    clients = []
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(contextlib.closing(kind(server.url, copy.deepcopy(tokens)))) for kind in kinds]
-        for client in clients:
+        for kind in kinds:
+            client = stack.enter_context(contextlib.closing(kind(server.url, tokens())))
+            clients.append(client)
             client.subscribe("mine", mine)
             client.subscribe("other", other)
             client.subscribe("other too", other)
