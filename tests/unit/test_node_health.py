@@ -157,7 +157,9 @@ def test_a_worker_that_does_not_answer_is_told(node: Node, workers: list[Worker]
             until(lambda: green.sleep() or one.health.parts() == HEALTHY, "the process answers")
             process.send_signal(signal.SIGSTOP)
             one.health.timeout = 0.1
-            assert one.health.parts() == HEALTHY | {"process": "worker 3: no answer"}
+            # On a busy machine the others may not answer in that time either.
+            expected = HEALTHY | {"process": "worker 3: no answer"}
+            until(lambda: green.sleep() or one.health.parts() == expected, "the other two answer")
         finally:
             process.kill()
     until(lambda: green.sleep() or one.health.parts()["process"] == "worker 3: not running", "its end is noticed")
