@@ -42,7 +42,7 @@ class TLSServer(ServerProcess):
 @pytest.fixture(scope="module")
 def server(newest_pg: Cluster, certificate: tuple[str, str]) -> Iterator[TLSServer]:
     with contextlib.closing(
-        TLSServer(newest_pg, certificate, SEND_BUFFER_BYTES="100000", CONNECT_TIMEOUT="3", **PATIENT)
+        TLSServer(newest_pg, certificate, SEND_BUFFER_BYTES="100000", CONNECT_TIMEOUT="8", **PATIENT)
     ) as made:
         yield made
 
