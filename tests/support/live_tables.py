@@ -57,7 +57,12 @@ class TableClient(SocketClient):
             if not self._changed.wait_for(lambda: self.rows == wanted, PATIENCE):
                 missing = {key: row for key, row in wanted.items() if self.rows.get(key) != row}
                 extra = {key: row for key, row in self.rows.items() if key not in wanted}
-                raise AssertionError(f"missing {missing}, extra {extra}; last {self.log[-5:]}, {self.problems}")
+                found = f"last {self.log[-5:]}, {self.problems}, {self.events_of_the_connection()}"
+                raise AssertionError(f"missing {missing}, extra {extra}; {found}")
+
+    def events_of_the_connection(self) -> dict[str, int]:
+        """Return how many events about the connection have arrived."""
+        return {name: self.pending(name) for name in ("connect", "disconnect", "error", "gap", "unsubscribed")}
 
     def _recorder(self, name: str) -> Any:
         record = super()._recorder(name)
