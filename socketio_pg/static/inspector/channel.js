@@ -244,6 +244,7 @@ export function showChannel(root, inspector, name) {
     if (list.dropped || list.droppedByServer) parts.push(`the newest ${count(LIMIT)} kept, ${count(list.dropped + list.droppedByServer)} dropped`);
     setText(counts, parts.join(" · "));
     setText(pause, isPaused ? "Resume" : "Pause");
+    pause.classList.toggle("resumes", isPaused);
     setText(heldText, isPaused ? `${count(heldByServer + list.waiting + droppedByServer)} new${droppedByServer ? `, of which ${count(droppedByServer)} are dropped` : ""}` : "");
     nothing.hidden = list.matching > 0;
     const [title, ...text] = describeNothing();
