@@ -328,15 +328,24 @@ def roles(database: Database, settings: Settings) -> Iterator[Finding]:
         yield ok("roles", f"{', '.join(sorted(names))}: policies can be evaluated")
 
 
+def times(count: int) -> str:
+    """Return a count of failures in words."""
+    return "once" if count == 1 else f"{count:,} times"
+
+
 def watches(connection: Any) -> Iterator[Finding]:
     """Find watches that have failed."""
     if fetch(connection, "SELECT to_regclass('socketio_pg.watches')") == [(None,)]:
         return
-    rows = fetch(connection, "SELECT table_name::text, channel, failures FROM socketio_pg.watches WHERE failures > 0")
-    for name, channel, failures in rows:
+    # As JSON: an older schema does not keep the last error.
+    rows = fetch(connection, "SELECT table_name::text, to_jsonb(w) FROM socketio_pg.watches AS w WHERE failures > 0")
+    for name, row in rows:
+        what = f"the watch of {name} for {row['channel']} has failed {times(row['failures'])}"
+        reason = row.get("last_error")
         yield warning(
-            "watches", f"the watch of {name} for {channel} has failed {failures} times: these changes were not sent",
-            f"PostgreSQL's log has the reason; run socketio-pg watch {name} again to reset the counter",
+            "watches", f"{what}: these changes were not sent" + (f"; the last error: {reason}" if reason else ""),
+            ("" if reason else "PostgreSQL's log has the reason; ")
+            + f"run socketio-pg watch {name} again to reset the counter",
         )  # fmt: skip
     if not rows:
         yield ok("watches", "no watch has failed")
@@ -366,7 +375,7 @@ def judge_consumers(rows: list[dict[str, Any]], retention: float) -> Iterator[Fi
             )  # fmt: skip
         elif row["failures"]:
             yield warning(
-                "consumers", f"{what} has failed {row['failures']} times: {row['error']}; {behind}",
+                "consumers", f"{what} has failed {times(row['failures'])}: {row['error']}; {behind}",
                 "fix its program; the messages after this one wait",
             )  # fmt: skip
         elif age is not None and age > retention / 2:

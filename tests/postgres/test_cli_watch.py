@@ -98,7 +98,9 @@ def test_doctor_reports_failed_watches(base: Base) -> None:
     base.sql("INSERT INTO orders (id) VALUES (1)")  # without a state there is no channel
     found = doctor(base.url)
     assert level(found, "watches") == "warning"
-    assert "has failed" in found["watches"]["found"]
+    assert "has failed once: these changes were not sent; the last error: " in found["watches"]["found"]
+    base.sql("INSERT INTO orders (id) VALUES (2)")
+    assert "has failed 2 times: " in doctor(base.url)["watches"]["found"]
 
 
 def test_watcher_role_can_watch_its_tables(base: Base) -> None:
