@@ -236,8 +236,11 @@ def test_clients_that_read_slowly(server: ServerProcess, database: PolicyDatabas
         for client in (alice, boss):
             client.reading.set()
         expected = as_seen(database, None, "true")
-        alice.wait_rows(expected)
-        boss.wait_rows({key: {**row, "secret": None} for key, row in expected.items()})
+        try:
+            alice.wait_rows(expected)
+            boss.wait_rows({key: {**row, "secret": None} for key, row in expected.items()})
+        finally:
+            print(server.log[-5000:], f"the other client has {len(boss.log)} events")  # shown when it fails
         assert not boss.problems
         assert boss.snapshots == 1
         assert sum(name == "event" for name, _ in boss.log) == 240
