@@ -280,9 +280,9 @@ def certificate(key: SigningKey) -> str:
         ({"jwt_secret": SECRET, "jwt_algorithms": ("none",)}, "'none'"),
         ({"jwt_secret": SECRET, "jwt_algorithms": ("RS256",)}, "'RS256'"),
         ({"jwt_algorithms": ("HS256",)}, "there is no key"),
-        ({"jwt_secret": SigningKey("rsa").pem}, "JWT_PUBLIC_KEY"),
+        ({"jwt_secret": SigningKey("ec").pem}, "JWT_PUBLIC_KEY"),
         ({"jwt_public_key": "-----BEGIN PUBLIC KEY-----\nabc"}, "JWT_PUBLIC_KEY cannot be read"),
-        ({"jwt_public_key": SigningKey("rsa").pem, "jwks_url": "/x.json"}, "JWKS_URL"),
+        ({"jwt_public_key": SigningKey("ec").pem, "jwks_url": "/x.json"}, "JWKS_URL"),
         ({"jwt_public_key": SigningKey("ec").pem, "jwt_algorithms": ("RS256",)}, "configured keys: ES256"),
     ],
 )
