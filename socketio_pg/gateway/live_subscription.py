@@ -139,7 +139,11 @@ class LiveSubscription:
             logger.exception("a live table failed")
             if self.sequence is sequence:
                 self._on_end(self, SocketIOPGError("the server failed to send this table"))
-        return Step.OVER
+        return self._over()
+
+    def _over(self) -> Step:
+        """Return whether its turns are over. They are not if it has got its rows again while a step waited."""
+        return Step.MORE if self.held() else Step.OVER
 
     def _step(self, sequence: RowsSequence) -> Step:
         if self._send_next(sequence):
@@ -169,7 +173,7 @@ class LiveSubscription:
                 if not sequence.has_more(self) and (sequence.position, sequence.settled) == before:
                     return Step.AHEAD  # messages that the rows include have no position yet
             if self.sequence is not sequence or not self.held():
-                return Step.OVER
+                return self._over()
             if sequence.position > feed.position:
                 return Step.AHEAD
             if feed.busy:  # it has waited for this pause for too long

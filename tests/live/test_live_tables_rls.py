@@ -40,6 +40,7 @@ SETTINGS = (
         "ALLOWED_ROLES": "authenticated,service_role",
         "LIVE_TABLES": "public.*",
         "PERMISSION_RECHECK_SECONDS": "0",
+        "PERMISSION_TIMEOUT": "60",  # on a busy machine PostgreSQL may take longer than the usual two seconds
         "AUTH": "optional",
         "METRICS_TOKEN": TOKEN,
     }
