@@ -37,10 +37,6 @@ def swarm(log: Log) -> Iterator[Swarm]:
         yield made
 
 
-class Polling(SocketClient):
-    EVENTS = (*SocketClient.EVENTS, "events")
-
-
 def subscribe(swarm: Swarm, client: RawClient, **request: Any) -> dict[str, Any]:
     client.packets.clear()
     client.emit("subscribe", request, 1)
@@ -165,7 +161,7 @@ def test_senders_that_want_no_echo(log: Log, swarm: Swarm, channel: str) -> None
 
 
 def test_a_client_that_polls(log: Log, channel: str) -> None:
-    with Polling(log.server.url, transports=("polling",)) as client:
+    with SocketClient(log.server.url, transports=("polling",)) as client:
         client.call("subscribe", {"channels": [channel, f"{channel}-other"], "batch": True})
         notify(log, channel)
         until(lambda: client.pending("events") * 100 + client.pending("event") >= MANY, "all batches")

@@ -191,6 +191,13 @@ def test_server_events_conform_to_the_asyncapi_document(newest_pg: Cluster, chan
             take("subscribed")
             assert take("event")["replayed"] is True
             take("live")
+            together = {"channel": channel, "batch": True, "history": 2}
+            log.sql(f"SELECT socketio_pg.publish('{channel}', '{{\"n\": 2}}') FROM generate_series(1, 2)")
+            assert [take("event")["payload"] for _ in range(2)] == [{"n": 2}] * 2
+            assert call(client, "subscribe", together)["ok"] is True
+            take("subscribed")
+            assert [message["payload"] for message in take("events")] == [{"n": 2}] * 2
+            take("live")
             unknown = {"epoch": "another", "position": 0}
             assert call(client, "subscribe", {"channel": channel, "since": unknown})["recovered"] is False
             take("subscribed")

@@ -67,6 +67,7 @@ class SocketClient:
         "unsubscribed",
         "published",
         "event",
+        "events",
         "gap",
         "live",
         "error",
