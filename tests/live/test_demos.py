@@ -169,7 +169,11 @@ def test_map_demo_follows_people_and_filters_on_the_server(log: Log, chromium: B
         def moved() -> list[float]:
             """Return the longitudes in the messages of the last two updates."""
             page.wait_for_timeout(20)  # lets Playwright receive the frames
-            events = [json.loads(frame[2:])[1] for frame in visitor.frames if frame.startswith('42["event"')]
+            events = []
+            for frame in visitor.frames:
+                if frame.startswith(('42["event",', '42["events",')):
+                    name, body = json.loads(frame[2:])
+                    events += body if name == "events" else [body]
             rows = [event["payload"]["new"] for event in events if (event["payload"].get("new") or {}).get("lat")]
             return [row["lon"] for row in rows if row["lat"] in (50.945, 50.935)]
 
