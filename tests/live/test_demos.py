@@ -6,6 +6,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -169,7 +170,7 @@ def test_map_demo_follows_people_and_filters_on_the_server(log: Log, chromium: B
         def moved() -> list[float]:
             """Return the longitudes in the messages of the last two updates."""
             page.wait_for_timeout(20)  # lets Playwright receive the frames
-            events = []
+            events: list[dict[str, Any]] = []
             for frame in visitor.frames:
                 if frame.startswith(('42["event",', '42["events",')):
                     name, body = json.loads(frame[2:])
