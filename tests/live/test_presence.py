@@ -180,7 +180,7 @@ def test_anonymous_clients_and_wrong_requests(nodes: Nodes, channel: str) -> Non
         assert sorted(map(str, map(code, many))) == ["None"] * 100 + ["too_many_subscriptions"] * 50
         changes = [{"channel": channel, "state": n} for n in range(300)]
         codes = [code(answer) for answer in one.call_together("presence_update", changes)]
-        assert codes.count(None) >= 100
+        assert codes.count(None) >= 50, "of a burst of 100, which joining has counted in"
         assert set(codes) == {None, "rate_limited"}
 
 

@@ -12,6 +12,21 @@ import websocket
 from tests.support.patience import PATIENCE
 
 
+class _EndLast(queue.Queue[Any]):
+    """A queue of packets in which None, its end, is only taken alone.
+
+    The client's thread that writes forgets an end that it takes together with packets, and then waits for the time of a
+    ping.
+    """
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if not block:
+            with self.mutex:
+                if self.queue and self.queue[0] is None:
+                    raise queue.Empty
+        return super().get(block, timeout)
+
+
 class _InOrder(engineio.Client):  # type: ignore[misc]
     """Handles packets in order: python-engineio's client starts a thread for each, which breaks the order.
 
@@ -36,6 +51,9 @@ class _InOrder(engineio.Client):  # type: ignore[misc]
         # At its end it waits for the thread that reads, which this may be: after a DISCONNECT of the server.
         with contextlib.suppress(RuntimeError):
             super().disconnect(abort, reason)
+
+    def create_queue(self, *arguments: Any, **options: Any) -> "_EndLast":
+        return _EndLast(*arguments, **options)
 
     def _write_loop(self) -> None:
         # It may send its CLOSE packet on a closing socket, and does not expect the resulting timeout error of
