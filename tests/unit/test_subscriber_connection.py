@@ -123,8 +123,15 @@ def test_the_server_may_disconnect_the_client_while_it_closes_its_connection(mon
     connection = Connection({}, threading.RLock(), lambda *_: None)
     client = connection._client
     client.namespaces = {"/": "a sid"}
-    monkeypatch.setattr(client, "_send_packet", lambda packet: client.namespaces.clear())
+    sent: list[int] = []
+
+    def send(packet: socketio.packet.Packet) -> None:
+        sent.append(packet.packet_type)
+        client.namespaces.clear()
+
+    monkeypatch.setattr(client, "_send_packet", send)
     connection.close()
+    assert sent == [socketio.packet.DISCONNECT]
 
 
 def test_connection_is_closed_before_its_reading_thread_has_started() -> None:
