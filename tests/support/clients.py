@@ -26,6 +26,10 @@ class _EndLast(queue.Queue[Any]):
                     raise queue.Empty
         return super().get(block, timeout)
 
+    def get_nowait(self) -> Any:
+        """Return what is next, the end too: a client empties its queue with this before it connects again."""
+        return super().get(block=False)
+
 
 class _InOrder(engineio.Client):  # type: ignore[misc]
     """Handles packets in order: python-engineio's client starts a thread for each, which breaks the order.
@@ -111,19 +115,17 @@ class SocketClient:
         self._events: dict[str, queue.Queue[Any]] = {name: queue.Queue() for name in self.EVENTS}
         # The stock client gives up when the server takes over 5 s to accept it.
         options = {"reconnection_delay": 0.1, "reconnection_delay_max": 0.5, "request_timeout": PATIENCE} | options
-        self.io = _InOrderClient(**options)
+        self._options = options
+        self._to = {"auth": auth, "headers": headers or {}, "socketio_path": socketio_path}
+        self._to |= {"url": url, "transports": list(transports), "namespaces": [self.NAMESPACE]}
+        self._open(retry=wait)
+
+    def _open(self, retry: bool = False) -> None:
+        """Connect with a new stock client: threads of an earlier one that end late would break this connection."""
+        self.io = _InOrderClient(**self._options)
         for name in self.EVENTS:
             self.io.on(name, self._recorder(name), namespace=self.NAMESPACE)
-        self.io.connect(
-            url,
-            transports=list(transports),
-            wait_timeout=PATIENCE,
-            retry=wait,
-            auth=auth,
-            headers=headers or {},
-            namespaces=[self.NAMESPACE],
-            socketio_path=socketio_path,
-        )
+        self.io.connect(wait_timeout=PATIENCE, retry=retry, **self._to)
 
     def next(self, event: str, seconds: float = PATIENCE) -> Any:
         """Return the argument of the next ``event``, in the order of arrival."""
@@ -160,19 +162,24 @@ class SocketClient:
         The client's own `shutdown()` misses a connection that is lost at the same time, and would keep reconnecting.
         """
         self.io.reconnection = False
+        self._end_reconnecting()
         reading = self.io.eio.read_loop_task
         self._let_posts_end()
         if self.io.eio.state == "connected":
             self.io.disconnect()
         if reading is not None:
             reading.join(PATIENCE)
+        self._end_reconnecting()
+        if self.io.connected:
+            self.io.disconnect()
+
+    def _end_reconnecting(self) -> None:
+        """Wait until the client has connected again, or has given that up."""
         reconnecting = self.io._reconnect_task
         while reconnecting is not None and reconnecting.is_alive():
             if self.io._reconnect_abort is not None:
                 self.io._reconnect_abort.set()  # the thread clears it when it starts, so set it repeatedly
             reconnecting.join(0.05)
-        if self.io.connected:
-            self.io.disconnect()
 
     def _let_posts_end(self) -> None:
         """Wait for pending POSTs: during one, python-engineio's client sends no CLOSE, and its last poll then hangs."""

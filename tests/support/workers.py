@@ -100,8 +100,8 @@ class Member(SocketClient):
         with self._asking:
             self._moving = True
             self.close()
-            self._moving, self.io.reconnection = False, True
-            self.io.connect(self.url, transports=[self.transport], wait_timeout=PATIENCE)
+            self._moving = False
+            self._open()
 
 
 class Watcher(Member):
