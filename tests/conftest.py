@@ -52,8 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return four workers per core, because most tests mostly wait."""
-    return min(4 * (os.cpu_count() or 1), MAX_WORKERS)
+    """Return two workers per core and one more, because most tests mostly wait."""
+    return min(2 * (os.cpu_count() or 1) + 1, MAX_WORKERS)
 
 
 @pytest.hookimpl(optionalhook=True)
