@@ -108,7 +108,7 @@ def test_token_in_the_url_is_ignored(server: ServerProcess) -> None:
 
 
 def test_refused_client_can_do_nothing_and_is_disconnected(newest_pg: Cluster) -> None:
-    with running(newest_pg, JWT_SECRET=SECRET, CONNECT_TIMEOUT="5") as server:
+    with running(newest_pg, JWT_SECRET=SECRET, CONNECT_TIMEOUT="8") as server:
         swarm = Swarm("127.0.0.1", server.port)
         refused_one, silent_one, good_one = swarm.open(3)
         silent_one.answers_connect = False

@@ -22,7 +22,7 @@ def pinging(newest_pg: Cluster) -> Iterator[ServerProcess]:
     """A server with a short ping interval; its ping timeout is long enough for a busy machine."""
     made = ServerProcess(
         newest_pg.url(), app="tests.support.watched_app:app", DRAIN_SECONDS="0.2", PING_INTERVAL="1.5",
-        PING_TIMEOUT="4", ECHO="1",
+        PING_TIMEOUT="6", ECHO="1",
     )  # fmt: skip
     yield made
     made.close()
@@ -31,7 +31,7 @@ def pinging(newest_pg: Cluster) -> Iterator[ServerProcess]:
 def test_heartbeat_keeps_the_sessions(pinging: ServerProcess) -> None:
     path = open_session(pinging)
     with WebSocket(pinging) as one:
-        open_packet(one.read_text(), 1500, 4000)
+        open_packet(one.read_text(), 1500, 6000)
         for _ in range(3):
             assert http(pinging, path=path).body == b"2"
             assert http(pinging, "POST", path, body=b"3").body == b"ok"
@@ -42,7 +42,7 @@ def test_heartbeat_keeps_the_sessions(pinging: ServerProcess) -> None:
 def test_clients_without_pong_are_closed(pinging: ServerProcess) -> None:
     path = open_session(pinging)
     with WebSocket(pinging) as one:
-        open_packet(one.read_text(), 1500, 4000)
+        open_packet(one.read_text(), 1500, 6000)
         assert http(pinging, path=path).body == b"2"
         reply = http(pinging, path=path)
         assert (reply.status, reply.body) == (200, b"1")
@@ -74,7 +74,7 @@ def test_clock_change_ends_no_session(pinging: ServerProcess, offset: int, trans
                 assert set(packets) <= {b"4before", body, b"2"}
         else:
             with WebSocket(pinging) as one:
-                open_packet(one.read_text(), 1500, 4000)
+                open_packet(one.read_text(), 1500, 6000)
                 texts: list[str] = []
                 for text in ("4before", "4after"):
                     while "2" not in texts:

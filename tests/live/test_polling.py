@@ -18,14 +18,14 @@ pytestmark = pytest.mark.green
 def server(newest_pg: Cluster) -> Iterator[ServerProcess]:
     made = ServerProcess(
         newest_pg.url(), "--worker-connections", "20", app="tests.support.slow_app:app",
-        DRAIN_SECONDS="0.2", PING_INTERVAL="1", PING_TIMEOUT="4", MAX_CONNECTIONS="1000",
+        DRAIN_SECONDS="0.2", PING_INTERVAL="1", PING_TIMEOUT="6", MAX_CONNECTIONS="1000",
     )  # fmt: skip
     yield made
     made.close()
 
 
 #: Seconds after which a session without a pong ends: ping interval plus ping timeout.
-SESSION_TIMEOUT = 1 + 4
+SESSION_TIMEOUT = 1 + 6
 
 
 def sid_of(path: str) -> str:

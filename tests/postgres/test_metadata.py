@@ -21,7 +21,7 @@ from socketio_pg.orm import publishes, publishing
 from socketio_pg.pubsub.pubsub import PubSub
 from socketio_pg.testing import Published
 from tests.support.log_database import LogDatabase
-from tests.support.patience import PATIENCE
+from tests.support.patience import PATIENCE, until
 from tests.support.postgres import Cluster, in_thread
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -173,7 +173,7 @@ def test_metadata_of_notify_cannot_be_forged(log: LogDatabase) -> None:
                     "from": json.loads(SENDER),
                     "traceparent": TRACE,
                 }
-            witness.poll()
+            until(lambda: witness.poll() or len(witness.notifies) >= 4, "the witness hears both messages")
             seen = [(one.channel, one.payload) for one in witness.notifies]
             assert [channel for channel, _ in seen] == [META_CHANNEL, "chat"] * 2, "the repeated id has no companion"
             assert seen[1::2] == [("chat", '{"n":1}')] * 2
