@@ -1,6 +1,7 @@
 """Test clients based on python-socketio's client. `swarm` has many clients on raw WebSockets."""
 
 import contextlib
+import logging
 import queue
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -115,6 +116,7 @@ class SocketClient:
         self._events: dict[str, queue.Queue[Any]] = {name: queue.Queue() for name in self.EVENTS}
         # The stock client gives up when the server takes over 5 s to accept it.
         options = {"reconnection_delay": 0.1, "reconnection_delay_max": 0.5, "request_timeout": PATIENCE} | options
+        options = {"engineio_logger": logging.getLogger("tests.client")} | options  # pytest shows its warnings
         self._options = options
         self._to = {"auth": auth, "headers": headers or {}, "socketio_path": socketio_path}
         self._to |= {"url": url, "transports": list(transports), "namespaces": [self.NAMESPACE]}

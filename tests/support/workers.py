@@ -55,8 +55,8 @@ class Member(SocketClient):
 
     def __init__(self, url: str, transport: str) -> None:
         self.url, self.transport = url, transport
-        #: How often the connection was lost other than by :meth:`move`.
-        self.cuts = 0
+        #: Why the connection was lost each time, other than by :meth:`move`.
+        self.cuts: list[str] = []
         self._moving = False
         self._asking = threading.RLock()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -66,12 +66,13 @@ class Member(SocketClient):
         return lambda *arguments: self.on(name, arguments[0] if arguments else None)
 
     def __repr__(self) -> str:
-        return f"a client ({self.transport}, {self.io.eio.state}, {self.cuts} times disconnected)"
+        return f"a client ({self.transport}, {self.io.eio.state}, disconnected: {self.cuts})"
 
     def on(self, name: str, argument: Any) -> None:
         """Take an event. Runs in the thread of the connection."""
         if name == "disconnect":
-            self.cuts += not self._moving
+            if not self._moving:
+                self.cuts.append(argument)
             self._answers.put(None)
 
     def ask(self, event: str, body: Any = None) -> Any:
@@ -412,7 +413,7 @@ class Load:
             "delivered from NOTIFY": heard,
             "not delivered": len(passed) * len(self.watchers) - heard,
             "gaps": sum(one.gaps() for one in self.watchers),
-            "disconnected": sum(one.cuts for one in self.members),
+            "disconnected": sum(len(one.cuts) for one in self.members),
         }
 
     def close(self) -> None:
