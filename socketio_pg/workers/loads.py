@@ -66,6 +66,14 @@ class Loads:
         words[_NAMES + slot] = int.from_bytes(name, "big")
         self.tell(0)
 
+    def slot_of(self, name: bytes) -> int | None:
+        """Return the slot whose newest worker has this name, which may have ended meanwhile; None if none has it."""
+        words, word = self._map(), int.from_bytes(name, "big")
+        if len(name) != 4 or not word:  # a slot that no worker has had
+            return None
+        names = words[_NAMES : _NAMES + MAX_WORKERS].tolist()
+        return names.index(word) if word in names else None
+
     def tell(self, sessions: int | None) -> None:
         """Note how many sessions this worker has, counting all connections received so far; None: it wants no more."""
         words, slot = self._map(), self._slot

@@ -131,10 +131,27 @@ class Peers:
         return time.monotonic() - self._lost_descriptor > self.pause
 
     def slot_of(self, name: str) -> int | None:
-        """Return the slot of the worker of this name, also of this one; None when it is not here."""
+        """Return the slot of the worker of this name, also of this one; None when it is not here.
+
+        Connects to one that has not said its name yet: one of the two has just started, and serves clients already.
+        """
         if name == self._node.name.hex():
             return self._node.slot
-        return next((found.slot for found in self._outgoing.values() if name and found.name == name), None)
+        found = next((one.slot for one in self._outgoing.values() if name and one.name == name), None)
+        return self._slot_of_stranger(name) if found is None else found
+
+    def _slot_of_stranger(self, name: str) -> int | None:
+        slot = self._node.loads.slot_of(bytes.fromhex(name))
+        if slot is None or self._listening is None:
+            return None
+        outgoing = self._outgoing.get(slot)
+        if outgoing is not None and (outgoing.name or outgoing.broken):
+            self._lose(outgoing)  # a predecessor
+        if slot not in self._outgoing:
+            self._connect(slot)
+            if self._incoming.get(slot, (None, ""))[1] == name:  # it has said its name, and does not say it again
+                self._name(slot, name)
+        return slot if slot in self._outgoing else None
 
     # -- sending -------------------------------------------------------------------------------------------------------
 

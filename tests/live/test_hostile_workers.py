@@ -25,10 +25,10 @@ UNKNOWN_SESSION = 1
 
 
 @contextlib.contextmanager
-def _node(cluster: Cluster, workers: int, **settings: str) -> Iterator[ServerProcess]:
+def _node(cluster: Cluster, workers: int, *options: str, **settings: str) -> Iterator[ServerProcess]:
     """A node that echoes the messages of Engine.IO."""
     settings = {"ECHO": "1", "DRAIN_SECONDS": "0.2", **PATIENT} | settings
-    with contextlib.closing(ServerProcess(cluster.url(), "-w", str(workers), app=APP, **settings)) as made:
+    with contextlib.closing(ServerProcess(cluster.url(), "-w", str(workers), *options, app=APP, **settings)) as made:
         until(lambda: len(made.worker_pids()) == workers, "all workers run")
         yield made
 
@@ -143,6 +143,26 @@ def test_sessions_of_a_worker_that_is_gone_are_unknown_at_once(newest_pg: Cluste
                 assert time.monotonic() - began < 10, "only a busy machine takes longer than an instant"
         [left] = sessions.keys() - {gone}
         assert http(server, "POST", sessions[left], body=b"4x").body == b"ok"
+
+
+def test_session_is_known_to_a_worker_that_has_just_started(newest_pg: Cluster) -> None:
+    """It accepted requests before the others had told it who they are, and answered that the session is unknown."""
+    with _node(newest_pg, 2, "--timeout", "300") as server:
+        (stopped, path), (gone, _) = _sessions(server).items()
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            os.kill(gone, signal.SIGKILL)
+            with Connection(server) as one, Connection(server) as other:
+                one.request("GET", "/healthz")
+                assert one.reply().status == 200, "the successor serves"
+                one.request("POST", path, body=b"4x")
+                other.request("GET", "/healthz")
+                assert other.reply().status == 200, "the successor has got both requests"
+                os.kill(stopped, signal.SIGCONT)
+                assert one.reply().body == b"ok"
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        assert http(server, path=path).body == b"4x"
 
 
 # -- connections that move ---------------------------------------------------------------------------------------------

@@ -23,7 +23,11 @@ def meet(*workers: HasPeers) -> None:
     until(
         lambda: (
             green.sleep()
-            or all(one.peers.slot_of(other.node.name.hex()) == other.node.slot for one in workers for other in workers)
+            or all(
+                other is one or other.node.name.hex() in {found.name for found in one.peers._outgoing.values()}
+                for one in workers
+                for other in workers
+            )
         ),
         "all workers meet",
     )

@@ -112,6 +112,56 @@ def test_a_name_leads_to_its_worker(two: tuple[Worker, Worker]) -> None:
     assert one.peers.slot_of(one.node.worker_of(b"").hex()) is None
 
 
+def test_a_name_leads_to_its_worker_before_the_two_have_met(node: Node) -> None:
+    """A worker that has just started accepts connections of clients of the others, and they those of its clients."""
+    one = Worker(node)
+    other = Worker(node)
+    here, there = socket.socketpair()
+    # No other green thread has run since, so neither has read what the other says.
+    for sender, receiver, slot in ((other, one, 0), (one, other, 1)):
+        assert sender.changes.empty()
+        assert sender.peers.slot_of(receiver.node.name.hex()) == slot
+        assert sender.peers.pass_descriptor(slot, "file", b"head", there.fileno())
+        assert sender.changes.empty()
+    for receiver, slot in ((one, 1), (other, 0)):
+        sender_slot, body, descriptor = next_of(receiver.received)
+        assert (sender_slot, body) == (slot, b"head")
+        os.close(descriptor)
+        assert next_of(receiver.changes) == (slot, True)
+    assert [list(worker.peers.slots) for worker in (one, other)] == [[1], [0]]
+    other.peers.stop()
+    gone = other.node.name.hex()
+    assert one.peers.slot_of(gone) in (1, None)
+    assert next_of(one.changes) == (1, False)
+    assert one.peers.slot_of(gone) is None
+    successor = Worker(node)
+    assert one.peers.slot_of(gone) is None
+    assert one.peers.slot_of(successor.node.name.hex()) == successor.node.slot == 1
+    for name in ("", "00", "00000000", "00" * 5):
+        assert one.peers.slot_of(name) is None
+    for worker in (one, successor):
+        worker.peers.stop()
+    here.close()
+    there.close()
+
+
+def test_a_name_leads_to_a_successor_before_its_predecessor_is_missed(node: Node) -> None:
+    one, other = Worker(node), Worker(node)
+    meet(one, other)
+    assert next_of(one.changes) == (1, True)
+    other.peers.stop()
+    successor = Worker(node)
+    # No other green thread has run: the first worker still has its connection to the predecessor.
+    assert one.changes.empty()
+    assert one.peers.slot_of(successor.node.name.hex()) == 1
+    one.peers.tell("word", b"hello")
+    assert next_of(successor.received) == (0, b"hello")
+    assert next_of(one.changes) == (1, False)
+    assert next_of(one.changes) == (1, True)
+    for worker in (one, successor):
+        worker.peers.stop()
+
+
 def test_a_worker_that_leaves_is_noticed_and_its_slot_is_used_again(node: Node, two: tuple[Worker, Worker]) -> None:
     one, other = two
     other.peers.stop()
